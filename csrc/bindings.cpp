@@ -1,0 +1,167 @@
+// Python bindings: integers in, launcher out, C++ exception -> Python exception. Pointers arrive as integers
+// (0 is null), shapes and strides (in elements) as 4-tuples. The submodules `cpu` and `cuda` hold the same functions
+// with the same leading arguments; a cpu function ends in `threads`, a cuda function in `stream, allocate`, where
+// allocate(bytes) returns the address of device memory for this call's workspace.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "hypersimplex.h"
+
+#ifndef HYPERSIMPLEX_MODULE
+#define HYPERSIMPLEX_MODULE _C
+#endif
+
+namespace py = pybind11;
+
+namespace hypersimplex {
+namespace {
+
+using Address = std::uintptr_t;
+using Four = std::array<int64_t, 4>;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+Shape shape_of(const Four& a) { return {a[0], a[1], a[2], a[3]}; }
+Strides strides_of(const Four& a) { return {a[0], a[1], a[2], a[3]}; }
+PerVector per_vector(Address values, double value) { return {pointer<const double>(values), value}; }
+
+// A backend turns (arguments, tail of the Python call) into a launch without the GIL.
+struct Cpu {
+  static void threshold(const ThresholdArgs& args, int threads) {
+    py::gil_scoped_release release;
+    cpu::threshold(args, threads);
+  }
+  static void jvp(const JvpArgs& args, int threads) {
+    py::gil_scoped_release release;
+    cpu::jvp(args, threads);
+  }
+  static void loss_forward(const LossArgs& args, void* loss, int threads) {
+    py::gil_scoped_release release;
+    cpu::loss_forward(args, loss, threads);
+  }
+  static void loss_backward(const LossArgs& args, const LossBackward& backward, int threads) {
+    py::gil_scoped_release release;
+    cpu::loss_backward(args, backward, threads);
+  }
+};
+
+#ifdef HYPERSIMPLEX_WITH_CUDA
+struct Cuda {
+  static void* workspace(size_t bytes, const py::function& allocate) {
+    return bytes == 0 ? nullptr : pointer<void>(allocate(bytes).cast<Address>());
+  }
+  static void threshold(const ThresholdArgs& args, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::threshold_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::threshold(args, memory, pointer<void>(stream));
+  }
+  static void jvp(const JvpArgs& args, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::jvp_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::jvp(args, memory, pointer<void>(stream));
+  }
+  static void loss_forward(const LossArgs& args, void* loss, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::loss_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::loss_forward(args, loss, memory, pointer<void>(stream));
+  }
+  static void loss_backward(const LossArgs& args, const LossBackward& backward, Address stream,
+                            const py::function& allocate) {
+    void* memory = workspace(cuda::loss_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::loss_backward(args, backward, memory, pointer<void>(stream));
+  }
+};
+#endif
+
+// What loss_forward and loss_backward share: the arguments that describe the loss, in the order of LossArgs.
+LossArgs loss_args(int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind, Address target,
+                   const Four& target_strides, int mass_kind, Address k_values, double k, Address tau_values,
+                   double tau, Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing,
+                   int kind, int reduction, Address state) {
+  return {DType(dtype),
+          shape_of(shape),
+          pointer<const void>(x),
+          strides_of(x_strides),
+          TargetKind(target_kind),
+          pointer<const void>(target),
+          strides_of(target_strides),
+          MassKind(mass_kind),
+          per_vector(k_values, k),
+          per_vector(tau_values, tau),
+          pointer<const double>(weight),
+          pointer<const double>(sample_weight),
+          ignore_index,
+          label_smoothing,
+          LossKind(kind),
+          Reduction(reduction),
+          pointer<double>(state)};
+}
+
+template <class Backend, class... Tail>
+void define(py::module_ m) {
+  m.def("threshold", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address k_values, double k,
+                        Address tau_values, double tau, Address y, const Four& y_strides, Address state, Tail... tail) {
+    double* p = pointer<double>(state);  // [2, vectors]
+    Backend::threshold({DType(dtype), shape_of(shape), pointer<const void>(x), strides_of(x_strides),
+                        per_vector(k_values, k), per_vector(tau_values, tau), pointer<void>(y), strides_of(y_strides),
+                        {p, p + shape[0] * shape[1]}},
+                       tail...);
+  });
+  m.def("jvp", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address v, const Four& v_strides,
+                  Address state, Address tau_values, double tau, Address out, const Four& out_strides, Address grad_k,
+                  Address grad_tau, Tail... tail) {
+    double* p = pointer<double>(state);  // [2, vectors]
+    Backend::jvp({DType(dtype), shape_of(shape), pointer<const void>(x), strides_of(x_strides), pointer<const void>(v),
+                  strides_of(v_strides), {p, p + shape[0] * shape[1]}, per_vector(tau_values, tau), pointer<void>(out),
+                  strides_of(out_strides), pointer<double>(grad_k), pointer<double>(grad_tau)},
+                 tail...);
+  });
+  m.def("loss_forward",
+        [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind, Address target,
+           const Four& target_strides, int mass_kind, Address k_values, double k, Address tau_values, double tau,
+           Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing, int kind,
+           int reduction, Address state, Address loss, Tail... tail) {
+          Backend::loss_forward(loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind,
+                                          k_values, k, tau_values, tau, weight, sample_weight, ignore_index,
+                                          label_smoothing, kind, reduction, state),
+                                pointer<void>(loss), tail...);
+        });
+  m.def("loss_backward",
+        [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind, Address target,
+           const Four& target_strides, int mass_kind, Address k_values, double k, Address tau_values, double tau,
+           Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing, int kind,
+           int reduction, Address state, Address grad_output, Address grad, const Four& grad_strides, Tail... tail) {
+          Backend::loss_backward(loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind,
+                                           k_values, k, tau_values, tau, weight, sample_weight, ignore_index,
+                                           label_smoothing, kind, reduction, state),
+                                 {pointer<const void>(grad_output), pointer<void>(grad), strides_of(grad_strides)},
+                                 tail...);
+        });
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = HYPERSIMPLEX_VERSION;
+  info["compiler"] = HYPERSIMPLEX_COMPILER;
+  info["vector_extension"] = cpu::vector_extension();
+  info["cuda"] = HYPERSIMPLEX_CUDA_VERSION[0] == '\0' ? py::object(py::none()) : py::str(HYPERSIMPLEX_CUDA_VERSION);
+  info["cuda_architectures"] = HYPERSIMPLEX_CUDA_ARCHITECTURES;
+  return info;
+}
+
+}  // namespace
+}  // namespace hypersimplex
+
+PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
+  using namespace hypersimplex;
+  m.def("build_info", &build_info);
+  define<Cpu, int>(m.def_submodule("cpu"));
+#ifdef HYPERSIMPLEX_WITH_CUDA
+  define<Cuda, Address, py::function>(m.def_submodule("cuda"));
+#endif
+}

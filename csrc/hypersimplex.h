@@ -1,0 +1,144 @@
+// The native interface on one page: every launcher, declared once.
+//
+// The core knows nothing of torch. It takes raw pointers, sizes, strides in elements and, on CUDA, a stream and
+// a workspace; Python allocates, validates and owns autograd. Notation follows Gomez, Wang and Tang (arXiv
+// 2602.23336): temperature tau, mass k, active set A; the threshold is kept in logit units, t = tau * lambda:
+//
+//     y_j = clip((x_j - t) / tau, 0, 1),    sum_j y_j = k,    A = { j : 0 < y_j < 1 }
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hypersimplex {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
+// Vectors inside a strided tensor. Vector (o, i) has n = n1 * n2 elements; element (j1, j2) of it lies at
+//     o * strides.outer + i * strides.inner + j1 * strides.n1 + j2 * strides.n2.
+// Vectors are numbered o * inner + i, elements j1 * n2 + j2, in everything that is stored per vector or per element.
+struct Shape {
+  int64_t outer, inner, n1, n2;
+};
+struct Strides {
+  int64_t outer, inner, n1, n2;
+};
+
+// A number per vector: values[v] where values is set, else the one value.
+struct PerVector {
+  const double* values;  // [vectors] or null
+  double value;
+};
+
+// What the solver leaves per vector, and all that a backward pass needs beside its input: the threshold as the
+// unevaluated sum t = p + d, p the value of the compute type (float32, or float64 for float64 input) nearest to t,
+// so that x - p is exact near the threshold whatever the scale of x. Non-finite p marks the special rows:
+//     p = nan    the vector holds a NaN, or its k or tau is out of range: y is NaN
+//     p = +inf   y = d where x = +inf, 0 elsewhere (k = 0, or at least k entries are +inf)
+//     p = -inf   y = 1 where x > -inf, 0 elsewhere (at most k entries take part)
+// In these A is empty. An entry takes part unless it is -inf. Where A is empty and p finite, t is the middle of the
+// interval of thresholds that all give the same y.
+struct State {
+  double* p;  // [vectors]
+  double* d;  // [vectors]
+};
+
+// Projection onto the (n,k)-hypersimplex, Eq. 4.3 of the paper.
+struct ThresholdArgs {
+  DType dtype;
+  Shape shape;
+  const void* x;
+  Strides x_strides;
+  PerVector k, tau;
+  void* y;  // null: thresholds only
+  Strides y_strides;
+  State state;
+};
+
+// out = J v / tau with J = diag(1_A) - 1_A 1_A^T / |A|, symmetric: the JVP and the VJP of the projection in x.
+// Beside it the two sums that the derivatives in k and tau need.
+struct JvpArgs {
+  DType dtype;
+  Shape shape;
+  const void* x;
+  Strides x_strides;
+  const void* v;
+  Strides v_strides;
+  State state;
+  PerVector tau;
+  void* out;  // null: sums only
+  Strides out_strides;
+  double* grad_k;    // [vectors] mean_A(v), 0 where A is empty; or null
+  double* grad_tau;  // [vectors] -(1/tau) sum_A (v - mean_A v) y; or null
+};
+
+enum class TargetKind : int { kClassIndex = 0, kDense = 1 };
+enum class LossKind : int { kSquared = 0, kFenchelYoung = 1 };
+enum class Reduction : int { kMean = 0, kSum = 1 };
+// How k_c is found. kTargets: sum_i t[i,c], counted exactly. kFraction: floor(k * samples that take part).
+enum class MassKind : int { kValue = 0, kTargets = 1, kFraction = 2 };
+
+// Samples and classes: shape = (1, C, N, d); class c is a vector over the n = N * d samples.
+// Targets t are class indices (int64, one per sample, strides n1 and n2 used, inner ignored) or dense (dtype of x,
+// strides as x). Label smoothing: t <- (1 - eps) t + eps / max(C, 2). Samples whose index equals ignore_index are
+// left out of projection, counts and mean. With s_i sample weight, w_c class weight and r = p - t:
+//     squared:        l_ic = r^2
+//     Fenchel-Young:  l_ic = (z - t)^2 / 2 - (z - p)^2 / 2,  z = x / tau
+//     loss = scale * sum_ic w_c s_i l_ic,    scale = 1 / sum_ic w_c s_i  (mean, over the samples that take part)  or 1
+struct LossArgs {
+  DType dtype;
+  Shape shape;
+  const void* x;
+  Strides x_strides;
+  TargetKind target_kind;
+  const void* target;
+  Strides target_strides;
+  MassKind mass_kind;
+  PerVector k;                  // kValue, kFraction (value only)
+  PerVector tau;
+  const double* weight;         // [C] or null
+  const double* sample_weight;  // [n] or null
+  int64_t ignore_index;         // class indices only
+  double label_smoothing;
+  LossKind kind;
+  Reduction reduction;
+  // Left by the forward for the backward: kLossStateRows * C numbers, then scale. Rows: p, d, mean, active, k, with
+  //   mean   = mean_A(s r) for the squared loss, mean_A(s) for Fenchel-Young
+  //   active = |A|
+  double* state;
+};
+constexpr int kLossStateRows = 5;
+
+// g_ic = grad_output * scale * w_c / tau_c *
+//     squared:        2 * 1_A (s r - mean)
+//     Fenchel-Young:  s r + 1_A (t/tau) (s - mean)                                           (t/tau = lambda)
+// and 0 on ignored samples and on infinite logits.
+struct LossBackward {
+  const void* grad_output;  // one number, dtype of x
+  void* grad;
+  Strides grad_strides;
+};
+
+namespace cpu {
+void threshold(const ThresholdArgs& args, int threads);
+void jvp(const JvpArgs& args, int threads);
+void loss_forward(const LossArgs& args, void* loss /* one number, dtype of x */, int threads);
+void loss_backward(const LossArgs& args, const LossBackward& backward, int threads);
+const char* vector_extension();  // the clone of the hot loops chosen at run time
+}  // namespace cpu
+
+#ifdef HYPERSIMPLEX_WITH_CUDA
+namespace cuda {
+// `stream` is a cudaStream_t on the current device; nothing synchronises with the host and nothing is allocated.
+// The *_workspace functions tell how many bytes of device memory the call needs beside its arguments.
+size_t threshold_workspace(const ThresholdArgs& args);
+void threshold(const ThresholdArgs& args, void* workspace, void* stream);
+size_t jvp_workspace(const JvpArgs& args);
+void jvp(const JvpArgs& args, void* workspace, void* stream);
+size_t loss_workspace(const LossArgs& args);
+void loss_forward(const LossArgs& args, void* loss, void* workspace, void* stream);
+void loss_backward(const LossArgs& args, const LossBackward& backward, void* workspace, void* stream);
+}  // namespace cuda
+#endif
+
+}  // namespace hypersimplex
