@@ -1,0 +1,36 @@
+# make demo    train a small network with this loss and with its rivals; prints where the table and the plots are
+# make test    run the tests
+# make lint    check style and types
+# make clean   remove what was built
+# The first use creates a virtual environment in .venv and builds the package into it.
+PYTHON ?= python3
+VENV ?= .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+NATIVE := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m bench.generalization --data digits
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/.requirements
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict hypersimplex_ext
+	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info hypersimplex_ext/_C.*.so .coverage .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.requirements: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.requirements pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/*) $(filter csrc/%,$(NATIVE))
+	$(PIP) install --no-build-isolation --no-deps -e .
+	touch $@

@@ -1,0 +1,76 @@
+"""What this build is made of and what it runs on."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import _C
+
+__all__ = ["BuildInfo", "build_info"]
+
+_OPENMP_FILE = re.compile(r"lib(gomp|omp|iomp5)\b.*\.so")
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """Versions and choices of this build; printed one per line."""
+
+    version: str
+    """Version of the native core."""
+    compiler: str
+    """Host compiler and its version."""
+    vector_extension: str
+    """The CPU loops chosen for this processor: "baseline", "avx2" or "avx512"."""
+    openmp: tuple[str, ...]
+    """Files of the OpenMP runtimes in this process; torch's own is the one in use. Empty where /proc does not tell."""
+    cuda: str | None
+    """Version of the CUDA toolkit the kernels were built with, None for a build without CUDA."""
+    cuda_architectures: tuple[str, ...]
+    """Compute capabilities compiled for; one without "-real" comes as PTX too, which newer GPUs can run."""
+    torch: str
+    """Version of torch in this process."""
+
+    def __str__(self) -> str:
+        values = {
+            "hypersimplex_ext": self.version,
+            "compiler": self.compiler,
+            "vector extension": self.vector_extension,
+            "OpenMP runtime": ", ".join(self.openmp) or "unknown",
+            "CUDA": f"{self.cuda}, architectures {', '.join(self.cuda_architectures)}" if self.cuda else "not built",
+            "torch": self.torch,
+        }
+        return "\n".join(f"{name:18}{value}" for name, value in values.items())
+
+
+def build_info() -> BuildInfo:
+    """Tell the version, compiler, CUDA, OpenMP runtime and vector extension of this build.
+
+    Returns:
+        A frozen dataclass, see :class:`BuildInfo`.
+
+    Example:
+        >>> import hypersimplex_ext
+        >>> hypersimplex_ext.build_info().vector_extension in {"baseline", "avx2", "avx512"}
+        True
+    """
+    core = _C.build_info()
+    return BuildInfo(
+        version=core["version"],
+        compiler=core["compiler"],
+        vector_extension=core["vector_extension"],
+        openmp=_mapped_openmp_runtimes(),
+        cuda=core["cuda"],
+        cuda_architectures=tuple(filter(None, core["cuda_architectures"].split(","))),
+        torch=torch.__version__,
+    )
+
+
+def _mapped_openmp_runtimes() -> tuple[str, ...]:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return ()
+    lines = (line.split(maxsplit=5) for line in maps.read_text().splitlines())
+    paths = {fields[5] for fields in lines if len(fields) == 6}
+    return tuple(sorted(path for path in paths if _OPENMP_FILE.match(Path(path).name)))

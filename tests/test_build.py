@@ -1,0 +1,195 @@
+"""The build: what it finds, what it refuses, and what the module shares with the process it is loaded into."""
+
+import ctypes
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hypersimplex_ext
+from hypersimplex_ext import _C, build_info
+from hypersimplex_ext import __main__ as command
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
+def test_build_info_tells_what_is_loaded():
+    info = build_info()
+    assert info.version == importlib.metadata.version("hypersimplex_ext")
+    assert info.torch == torch.__version__
+    assert info.vector_extension in {"baseline", "avx2", "avx512"}
+    assert info.compiler[-1].isdigit()
+    assert (info.cuda is None) == (info.cuda_architectures == ())
+    assert (info.cuda is not None) == hasattr(_C, "cuda")
+
+
+def test_core_belongs_to_the_package_under_test():
+    assert Path(_C.__file__).parent == Path(hypersimplex_ext.__file__).parent
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list what is mapped")
+def test_core_brings_no_second_openmp_runtime():
+    code = """
+import torch
+from hypersimplex_ext import build_info, soft_binary_argmax
+torch.set_num_threads(2)
+soft_binary_argmax(torch.randn(64, 100_000), k=100)
+print(*build_info().openmp, sep="\\n")
+"""
+    runtimes = run_python(code).splitlines()
+    assert len(runtimes) == 1, runtimes
+    torch_alone = run_python("""
+import torch
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.rpartition("/")[2]}, sep="\\n")
+""").splitlines()
+    assert runtimes == torch_alone
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list a process's threads")
+def test_core_runs_on_the_threads_that_torch_has_started():
+    before, after = run_python("""
+import os, torch
+from hypersimplex_ext import soft_binary_argmax
+def threads():
+    return len(os.listdir("/proc/self/task"))
+torch.set_num_threads(2)
+x = torch.randn(64, 100_000)
+x.exp()
+print(threads())
+soft_binary_argmax(x, k=100)
+print(threads())
+""").split()
+    assert before == after
+
+
+def test_core_exports_its_entry_point_alone():
+    library = ctypes.CDLL(_C.__file__)
+    assert hasattr(library, "PyInit__C")
+    for name in ("cudaGetDevice", "cudaLaunchKernelExC", "__cudaRegisterFatBinary"):
+        assert not hasattr(library, name), name
+
+
+def test_every_clone_that_the_processor_can_run_passes_the_self_check():
+    clones = ["baseline", "avx2", "avx512"]
+    code = """
+import sys
+from hypersimplex_ext import __main__ as command, build_info
+print(build_info().vector_extension)
+sys.exit(command.main())
+"""
+    chosen = [run_python(code, HYPERSIMPLEX_ISA=limit).split()[0] for limit in clones]
+    best = clones.index(chosen[-1])
+    assert chosen == [clones[min(limit, best)] for limit in range(len(clones))]
+
+
+def test_self_check_prints_the_build_and_the_papers_illustration(capsys):
+    assert command.main() == 0
+    *info, check = capsys.readouterr().out.splitlines()
+    assert "\n".join(info) == str(build_info())
+    assert check.startswith("self-check        ok: 0.1, 1.6, 1 -> 0, 0.8, 0.2 on cpu")
+
+
+def test_self_check_reports_a_wrong_result(monkeypatch, capsys):
+    monkeypatch.setattr(command, "soft_binary_argmax", lambda x, k: torch.full_like(x, k / x.numel()))
+    assert command.main() == 1
+    assert "WRONG, 0, 0.8, 0.2 expected: 0.1, 1.6, 1 -> 0.333, 0.333, 0.333 on cpu" in capsys.readouterr().out
+
+
+# ---- what CMake decides, by configuring alone ----
+
+PLAIN_PATH = "/usr/bin:/bin"  # where a C++ compiler usually is, and nvcc usually is not
+
+
+def configure(folder, *options, **environment):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    cmake, ninja = (shutil.which(name, path=path) for name in ("cmake", "ninja"))
+    pybind11 = pytest.importorskip("pybind11")
+    if cmake is None or ninja is None:
+        pytest.skip("cmake and ninja are not installed")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA", "CMAKE", "HYPERSIMPLEX"))}
+    tools = {"CMAKE_MAKE_PROGRAM": ninja, "Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir()}
+    defined = [f"-D{name}={value}" for name, value in tools.items()]
+    return subprocess.run(
+        [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *defined, *options],
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def path_without_nvcc():
+    if shutil.which("nvcc", path=PLAIN_PATH) or not shutil.which("c++", path=PLAIN_PATH):
+        pytest.skip("no PATH holds a C++ compiler and no nvcc")
+    return PLAIN_PATH
+
+
+def test_cuda_asked_for_and_not_found_is_an_error_with_a_remedy(tmp_path, path_without_nvcc):
+    result = configure(tmp_path, "-DHYPERSIMPLEX_CUDA=ON", PATH=path_without_nvcc)
+    assert result.returncode != 0
+    message = " ".join(result.stdout.split())
+    assert "HYPERSIMPLEX_CUDA=ON, but no nvcc was found on PATH, in CUDA_HOME or in CUDA_PATH" in message
+    assert "set CUDA_HOME to its folder, or build for the CPU alone with HYPERSIMPLEX_CUDA=OFF" in message
+
+
+def test_cuda_not_found_means_a_cpu_build(tmp_path, path_without_nvcc):
+    result = configure(tmp_path, PATH=path_without_nvcc)
+    assert result.returncode == 0, result.stdout
+    assert "Building for the CPU alone: no nvcc was found" in result.stdout
+
+
+@pytest.mark.parametrize("place", ["PATH", "CUDA_HOME", "CUDA_PATH"])
+def test_broken_toolkit_means_a_cpu_build(tmp_path, path_without_nvcc, place):
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'nvcc fatal: broken' >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    if place == "PATH":
+        environment = {"PATH": f"{nvcc.parent}:{path_without_nvcc}"}
+    else:
+        environment = {"PATH": path_without_nvcc, place: str(nvcc.parents[1])}
+    result = configure(tmp_path / "auto", **environment)
+    assert result.returncode == 0, result.stdout
+    assert f"Building for the CPU alone: {nvcc} cannot compile" in " ".join(result.stdout.split())
+    if place == "PATH":
+        result = configure(tmp_path / "on", "-DHYPERSIMPLEX_CUDA=ON", **environment)
+        assert result.returncode != 0
+        assert f"HYPERSIMPLEX_CUDA=ON, but {nvcc} cannot compile" in " ".join(result.stdout.split())
+
+
+def test_cuda_choice_is_one_of_three(tmp_path):
+    result = configure(tmp_path, "-DHYPERSIMPLEX_CUDA=maybe")
+    assert result.returncode != 0
+    assert "HYPERSIMPLEX_CUDA must be ON, OFF or AUTO, got 'maybe'" in " ".join(result.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA toolkit")
+def test_cuda_architectures(tmp_path):
+    asked = configure(tmp_path, "-DCMAKE_CUDA_ARCHITECTURES=86;90-virtual")
+    assert asked.returncode == 0, asked.stdout
+    assert "architectures 86,90-virtual." in asked.stdout
+    default = configure(tmp_path, "-U", "CMAKE_CUDA_ARCHITECTURES")
+    if torch.cuda.is_available():
+        own = "{}{}-real".format(*torch.cuda.get_device_capability())
+        assert own in default.stdout
+    else:
+        assert "architectures 80-real,86-real,89-real,90." in default.stdout
