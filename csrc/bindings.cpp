@@ -107,8 +107,14 @@ void define(py::module_ m) {
   m.def("threshold", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address k_values, double k,
                         Address tau_values, double tau, Address y, const Four& y_strides, Address state, Tail... tail) {
     double* p = pointer<double>(state);  // [2, vectors]
-    Backend::threshold({DType(dtype), shape_of(shape), pointer<const void>(x), strides_of(x_strides),
-                        per_vector(k_values, k), per_vector(tau_values, tau), pointer<void>(y), strides_of(y_strides),
+    Backend::threshold({DType(dtype),
+                        shape_of(shape),
+                        pointer<const void>(x),
+                        strides_of(x_strides),
+                        per_vector(k_values, k),
+                        per_vector(tau_values, tau),
+                        pointer<void>(y),
+                        strides_of(y_strides),
                         {p, p + shape[0] * shape[1]}},
                        tail...);
   });
@@ -116,31 +122,38 @@ void define(py::module_ m) {
                   Address state, Address tau_values, double tau, Address out, const Four& out_strides, Address grad_k,
                   Address grad_tau, Tail... tail) {
     double* p = pointer<double>(state);  // [2, vectors]
-    Backend::jvp({DType(dtype), shape_of(shape), pointer<const void>(x), strides_of(x_strides), pointer<const void>(v),
-                  strides_of(v_strides), {p, p + shape[0] * shape[1]}, per_vector(tau_values, tau), pointer<void>(out),
-                  strides_of(out_strides), pointer<double>(grad_k), pointer<double>(grad_tau)},
+    Backend::jvp({DType(dtype),
+                  shape_of(shape),
+                  pointer<const void>(x),
+                  strides_of(x_strides),
+                  pointer<const void>(v),
+                  strides_of(v_strides),
+                  {p, p + shape[0] * shape[1]},
+                  per_vector(tau_values, tau),
+                  pointer<void>(out),
+                  strides_of(out_strides),
+                  pointer<double>(grad_k),
+                  pointer<double>(grad_tau)},
                  tail...);
   });
-  m.def("loss_forward",
-        [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind, Address target,
-           const Four& target_strides, int mass_kind, Address k_values, double k, Address tau_values, double tau,
-           Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing, int kind,
-           int reduction, Address state, Address loss, Tail... tail) {
-          Backend::loss_forward(loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind,
-                                          k_values, k, tau_values, tau, weight, sample_weight, ignore_index,
-                                          label_smoothing, kind, reduction, state),
-                                pointer<void>(loss), tail...);
-        });
+  m.def("loss_forward", [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind,
+                           Address target, const Four& target_strides, int mass_kind, Address k_values, double k,
+                           Address tau_values, double tau, Address weight, Address sample_weight, int64_t ignore_index,
+                           double label_smoothing, int kind, int reduction, Address state, Address loss, Tail... tail) {
+    Backend::loss_forward(
+        loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind, k_values, k, tau_values,
+                  tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction, state),
+        pointer<void>(loss), tail...);
+  });
   m.def("loss_backward",
         [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind, Address target,
            const Four& target_strides, int mass_kind, Address k_values, double k, Address tau_values, double tau,
-           Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing, int kind,
-           int reduction, Address state, Address grad_output, Address grad, const Four& grad_strides, Tail... tail) {
-          Backend::loss_backward(loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind,
-                                           k_values, k, tau_values, tau, weight, sample_weight, ignore_index,
-                                           label_smoothing, kind, reduction, state),
-                                 {pointer<const void>(grad_output), pointer<void>(grad), strides_of(grad_strides)},
-                                 tail...);
+           Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing, int kind, int reduction,
+           Address state, Address grad_output, Address grad, const Four& grad_strides, Tail... tail) {
+          Backend::loss_backward(
+              loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind, k_values, k,
+                        tau_values, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction, state),
+              {pointer<const void>(grad_output), pointer<void>(grad), strides_of(grad_strides)}, tail...);
         });
 }
 

@@ -94,7 +94,7 @@ struct LossArgs {
   const void* target;
   Strides target_strides;
   MassKind mass_kind;
-  PerVector k;                  // kValue, kFraction (value only)
+  PerVector k;  // kValue, kFraction (value only)
   PerVector tau;
   const double* weight;         // [C] or null
   const double* sample_weight;  // [n] or null

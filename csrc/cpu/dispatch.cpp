@@ -1,0 +1,77 @@
+// Picks, once, the clone of the hot loops for the processor at hand; HYPERSIMPLEX_ISA in the environment overrides the
+// choice downwards (baseline, avx2, avx512), for tests and measurements.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "../hypersimplex.h"
+#include "errors.h"
+
+namespace hypersimplex {
+
+namespace {
+struct Clone {
+  const char* name;
+  void (*threshold)(const ThresholdArgs&, int);
+  void (*jvp)(const JvpArgs&, int);
+  void (*loss_forward)(const LossArgs&, void*, int);
+  void (*loss_backward)(const LossArgs&, const LossBackward&, int);
+};
+}  // namespace
+
+#define HYPERSIMPLEX_DECLARE(isa)                                                      \
+  namespace isa {                                                                      \
+  void threshold(const ThresholdArgs& args, int threads);                              \
+  void jvp(const JvpArgs& args, int threads);                                          \
+  void loss_forward(const LossArgs& args, void* loss, int threads);                    \
+  void loss_backward(const LossArgs& args, const LossBackward& backward, int threads); \
+  }                                                                                    \
+  constexpr Clone k_##isa { #isa, isa::threshold, isa::jvp, isa::loss_forward, isa::loss_backward }
+
+HYPERSIMPLEX_DECLARE(baseline);
+#ifdef __x86_64__
+HYPERSIMPLEX_DECLARE(avx2);
+HYPERSIMPLEX_DECLARE(avx512);
+#endif
+
+namespace {
+
+Clone choose() {
+  const char* wish = std::getenv("HYPERSIMPLEX_ISA");
+  std::string limit = wish ? wish : "";
+  if (limit != "" && limit != "baseline" && limit != "avx2" && limit != "avx512")
+    throw std::invalid_argument("HYPERSIMPLEX_ISA must be baseline, avx2 or avx512, got " + limit);
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && (limit == "" || limit == "avx512")) return k_avx512;
+  if (avx2 && limit != "baseline") return k_avx2;
+#endif
+  return k_baseline;
+}
+
+const Clone& clone() {
+  static const Clone chosen = choose();
+  return chosen;
+}
+
+}  // namespace
+
+namespace cpu {
+
+void threshold(const ThresholdArgs& args, int threads) { clone().threshold(args, threads); }
+void jvp(const JvpArgs& args, int threads) { clone().jvp(args, threads); }
+void loss_forward(const LossArgs& args, void* loss, int threads) { clone().loss_forward(args, loss, threads); }
+void loss_backward(const LossArgs& args, const LossBackward& backward, int threads) {
+  clone().loss_backward(args, backward, threads);
+}
+const char* vector_extension() { return clone().name; }
+
+void raise_out_of_bounds(int64_t class_index) {
+  throw std::out_of_range("Target " + std::to_string(class_index) + " is out of bounds.");
+}
+
+}  // namespace cpu
+}  // namespace hypersimplex

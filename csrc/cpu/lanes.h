@@ -1,0 +1,424 @@
+// The hot loops. A block is `steps` rows of `width` lanes, width a multiple of kGroup; every lane has its own threshold
+// and its own accumulators. A long vector is cut into lanes that share one threshold, the columns of a matrix are one
+// lane each: both run the same loops (panel.h). Groups of kGroup lanes stay in registers over all steps. Sums of one
+// block are kept in T and added to doubles at its end, so a block's size bounds the rounding error; as lanes and blocks
+// do not depend on the instruction set, neither do the results.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+
+#include "../newton.h"
+#include "half.h"
+
+namespace hypersimplex {
+namespace HYPERSIMPLEX_ISA {
+
+constexpr int kGroup = 16;
+constexpr int kMaxLanes = 240;  // lcm(15, 16)
+
+template <class T>
+constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
+
+template <class T>
+using Count = typename BitsOf<T>::type;
+
+// m ? v : 0 and m ? v : w in integer arithmetic: a conditional might become a branch, and a loop with branches does not
+// vectorise on every instruction set.
+template <class T>
+static inline T masked(bool m, T v) {
+  Count<T> bits;
+  memcpy(&bits, &v, sizeof v);
+  bits &= -Count<T>(m);
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+template <class T>
+static inline T select(bool m, T v, T w) {
+  Count<T> a, b, mask = -Count<T>(m);
+  memcpy(&a, &v, sizeof v);
+  memcpy(&b, &w, sizeof w);
+  a = (a & mask) | (b & ~mask);
+  memcpy(&v, &a, sizeof v);
+  return v;
+}
+
+template <class T>
+static inline T clip01(T v) {  // nan -> 0
+  v = v > 0 ? v : T(0);
+  return v < 1 ? v : T(1);
+}
+
+// What a lane knows of its vector: A = { floor < x < ceiling }, y = clip(((x - p) - d) * rate, 0, 1).
+template <class T>
+struct alignas(64) Lanes {
+  T floor[kMaxLanes], ceiling[kMaxLanes], p[kMaxLanes], d[kMaxLanes], rate[kMaxLanes];
+  T mean[kMaxLanes], gain[kMaxLanes], lambda[kMaxLanes];  // backward passes only
+};
+
+// Accumulators by lane; what each holds is said where it is filled. After fold() the first `columns` lanes hold the
+// totals of the vectors; lane l belongs to vector l % columns.
+struct alignas(64) LaneSums {
+  double a[kMaxLanes], b[kMaxLanes], c[kMaxLanes], e[kMaxLanes];
+
+  void clear(int width) {
+    for (double* row : {a, b, c, e}) memset(row, 0, width * sizeof(double));
+  }
+  static void fold(double* row, int width, int columns) {
+    int lanes = width;
+    for (; lanes % 2 == 0 && lanes / 2 % columns == 0; lanes /= 2)
+      for (int l = 0; l < lanes / 2; ++l) row[l] += row[l + lanes / 2];
+    for (int first = columns; first < lanes; first += columns)
+      for (int l = 0; l < columns; ++l) row[l] += row[first + l];
+  }
+  void fold(int width, int columns) {
+    for (double* row : {a, b, c, e}) fold(row, width, columns);
+  }
+  void merge(const LaneSums& next, int columns) {
+    for (int l = 0; l < columns; ++l) {
+      a[l] += next.a[l];
+      b[l] += next.b[l];
+      c[l] += next.c[l];
+      e[l] += next.e[l];
+    }
+  }
+};
+
+// The smallest and the largest of what a sweep looks at.
+template <class T>
+struct alignas(64) LaneRange {
+  T low[kMaxLanes], high[kMaxLanes];
+
+  void clear(int width) {
+    for (int l = 0; l < width; ++l) {
+      low[l] = T(HUGE_VAL);
+      high[l] = -T(HUGE_VAL);
+    }
+  }
+  void take(int l, T smaller, T larger) {
+    low[l] = smaller < low[l] ? smaller : low[l];
+    high[l] = larger > high[l] ? larger : high[l];
+  }
+  void fold(int width, int columns) {
+    int lanes = width;
+    for (; lanes % 2 == 0 && lanes / 2 % columns == 0; lanes /= 2)
+      for (int l = 0; l < lanes / 2; ++l) take(l, low[l + lanes / 2], high[l + lanes / 2]);
+    for (int first = columns; first < lanes; first += columns)
+      for (int l = 0; l < columns; ++l) take(l, low[first + l], high[first + l]);
+  }
+  void merge(const LaneRange& next, int columns) {
+    for (int l = 0; l < columns; ++l) take(l, next.low[l], next.high[l]);
+  }
+};
+
+// Over the finite entries: a = their number, b = sum (x - shift), c = sum (x - shift)^2, and their range.
+template <class T>
+struct LaneMoments {
+  LaneSums sums;
+  LaneRange<T> range;
+
+  void clear(int width) {
+    sums.clear(width);
+    range.clear(width);
+  }
+  void fold(int width, int columns) {
+    sums.fold(width, columns);
+    range.fold(width, columns);
+  }
+  void merge(const LaneMoments& next, int columns) {
+    sums.merge(next.sums, columns);
+    range.merge(next.range, columns);
+  }
+};
+
+// Adds one group's accumulators to the doubles; the loop that every sweep ends in.
+template <class A>
+static inline void flush(const A* sums, double* total) {
+#pragma omp simd
+  for (int l = 0; l < kGroup; ++l) total[l] += double(sums[l]);
+}
+
+template <class T>
+static void sweep_moments(const T* x, int64_t steps, int64_t stride, int width, const T* shift, LaneMoments<T>& out) {
+  for (int g = 0; g < width; g += kGroup) {
+    T sum[kGroup] = {}, squares[kGroup] = {}, low[kGroup], high[kGroup], origin[kGroup];
+    Count<T> count[kGroup] = {};
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      low[l] = out.range.low[g + l];
+      high[l] = out.range.high[g + l];
+      origin[l] = shift[g + l];
+    }
+    const T* row = x + g;
+    for (int64_t s = 0; s < steps; ++s, row += stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) {
+        T v = row[l];
+        bool finite = (v <= kLargest<T>)&(v >= -kLargest<T>);
+        T e = masked(finite, v - origin[l]);
+        T below = select(finite, v, low[l]), above = select(finite, v, high[l]);
+        count[l] += finite;
+        sum[l] += e;
+        squares[l] += e * e;
+        low[l] = below < low[l] ? below : low[l];
+        high[l] = above > high[l] ? above : high[l];
+      }
+    }
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      out.range.low[g + l] = low[l];
+      out.range.high[g + l] = high[l];
+    }
+    flush(count, out.sums.a + g);
+    flush(sum, out.sums.b + g);
+    flush(squares, out.sums.c + g);
+  }
+}
+
+// a = #{x > t}, b = #{x >= t + tau}, c = sum_A (x - p).
+template <class T>
+static void sweep_counts(const T* x, int64_t steps, int64_t stride, int width, const Lanes<T>& lanes, LaneSums& out) {
+  for (int g = 0; g < width; g += kGroup) {
+    T sum[kGroup] = {}, floor[kGroup], ceiling[kGroup], p[kGroup];
+    Count<T> above[kGroup] = {}, ones[kGroup] = {};
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      floor[l] = lanes.floor[g + l];
+      ceiling[l] = lanes.ceiling[g + l];
+      p[l] = lanes.p[g + l];
+    }
+    const T* row = x + g;
+    for (int64_t s = 0; s < steps; ++s, row += stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) {
+        T v = row[l];
+        bool is_above = v > floor[l], is_one = v >= ceiling[l];
+        above[l] += is_above;
+        ones[l] += is_one;
+        sum[l] += masked(is_above & !is_one, v - p[l]);
+      }
+    }
+    flush(above, out.a + g);
+    flush(ones, out.b + g);
+    flush(sum, out.c + g);
+  }
+}
+
+// The smallest entry that is one (low) and the largest that is zero (high), one being x > floor.
+template <class T>
+static void sweep_gap(const T* x, int64_t steps, int64_t stride, int width, const T* floor, LaneRange<T>& out) {
+  for (int g = 0; g < width; g += kGroup) {
+    T low[kGroup], high[kGroup], edge[kGroup];
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      low[l] = out.low[g + l];
+      high[l] = out.high[g + l];
+      edge[l] = floor[g + l];
+    }
+    const T* row = x + g;
+    for (int64_t s = 0; s < steps; ++s, row += stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) {
+        T v = row[l];
+        bool is_one = v > edge[l];
+        T above = select(is_one, v, low[l]), below = select(is_one, high[l], v);
+        low[l] = above < low[l] ? above : low[l];
+        high[l] = below > high[l] ? below : high[l];
+      }
+    }
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      out.low[g + l] = low[l];
+      out.high[g + l] = high[l];
+    }
+  }
+}
+
+template <class T>
+static void sweep_project(const T* x, int64_t steps, int64_t stride, int width, const Lanes<T>& lanes, T* y,
+                          int64_t y_stride) {
+  for (int g = 0; g < width; g += kGroup) {
+    T p[kGroup], d[kGroup], rate[kGroup];
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      p[l] = lanes.p[g + l];
+      d[l] = lanes.d[g + l];
+      rate[l] = lanes.rate[g + l];
+    }
+    const T* row = x + g;
+    T* out = y + g;
+    for (int64_t s = 0; s < steps; ++s, row += stride, out += y_stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) out[l] = clip01(((row[l] - p[l]) - d[l]) * rate[l]);
+    }
+  }
+}
+
+// a = sum x
+template <class T>
+static void sweep_sum(const T* x, int64_t steps, int64_t stride, int width, LaneSums& out) {
+  for (int g = 0; g < width; g += kGroup) {
+    T sum[kGroup] = {};
+    const T* row = x + g;
+    for (int64_t s = 0; s < steps; ++s, row += stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) sum[l] += row[l];
+    }
+    flush(sum, out.a + g);
+  }
+}
+
+// a = |A|, b = sum_A v, and with Products c = sum_A v y, e = sum_A y.
+template <bool Products, class T>
+static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride, int64_t v_stride, int width,
+                           const Lanes<T>& lanes, LaneSums& out) {
+  for (int g = 0; g < width; g += kGroup) {
+    T sum[kGroup] = {}, product[kGroup] = {}, inner[kGroup] = {};
+    T floor[kGroup], ceiling[kGroup], p[kGroup], d[kGroup], rate[kGroup];
+    Count<T> active[kGroup] = {};
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      floor[l] = lanes.floor[g + l];
+      ceiling[l] = lanes.ceiling[g + l];
+      p[l] = lanes.p[g + l];
+      d[l] = lanes.d[g + l];
+      rate[l] = lanes.rate[g + l];
+    }
+    const T *row = x + g, *tangent = v + g;
+    for (int64_t s = 0; s < steps; ++s, row += stride, tangent += v_stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) {
+        bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
+        T u = masked(is_active, tangent[l]);
+        active[l] += is_active;
+        sum[l] += u;
+        if (Products) {
+          T y = masked(is_active, ((row[l] - p[l]) - d[l]) * rate[l]);
+          product[l] += u * y;
+          inner[l] += y;
+        }
+      }
+    }
+    flush(active, out.a + g);
+    flush(sum, out.b + g);
+    if (Products) {
+      flush(product, out.c + g);
+      flush(inner, out.e + g);
+    }
+  }
+}
+
+// out = 1_A (v - mean) rate
+template <class T>
+static void sweep_jvp_write(const T* x, const T* v, int64_t steps, int64_t stride, int64_t v_stride, int width,
+                            const Lanes<T>& lanes, T* out, int64_t out_stride) {
+  for (int g = 0; g < width; g += kGroup) {
+    const T *row = x + g, *tangent = v + g;
+    T* result = out + g;
+    T floor[kGroup], ceiling[kGroup], mean[kGroup], rate[kGroup];
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      floor[l] = lanes.floor[g + l];
+      ceiling[l] = lanes.ceiling[g + l];
+      mean[l] = lanes.mean[g + l];
+      rate[l] = lanes.rate[g + l];
+    }
+    for (int64_t s = 0; s < steps; ++s, row += stride, tangent += v_stride, result += out_stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) {
+        bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
+        result[l] = masked(is_active, (tangent[l] - mean[l]) * rate[l]);
+      }
+    }
+  }
+}
+
+// The loss terms of one entry: r = y - target, s the sample weight (1 where Weighted is false).
+// a = |A|, b = sum_A s r (squared) or sum_A s (Fenchel-Young), c = sum of s times
+//     squared:        r^2
+//     Fenchel-Young:  r (u - (y + target) / 2),  u = (x - t) / tau;   and e = sum s r
+// so that sum (z - target)^2 / 2 - (z - y)^2 / 2 = c + (t / tau) e.  An entry with r = 0 adds nothing, be u infinite.
+template <bool FenchelYoung, bool Weighted, class T>
+static void sweep_loss(const T* x, const T* target, const T* weight, int64_t steps, int64_t stride,
+                       int64_t target_stride, int width, const Lanes<T>& lanes, LaneSums& out) {
+  for (int g = 0; g < width; g += kGroup) {
+    T mean[kGroup] = {}, loss[kGroup] = {}, balance[kGroup] = {};
+    T floor[kGroup], ceiling[kGroup], p[kGroup], d[kGroup], rate[kGroup];
+    Count<T> active[kGroup] = {};
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      floor[l] = lanes.floor[g + l];
+      ceiling[l] = lanes.ceiling[g + l];
+      p[l] = lanes.p[g + l];
+      d[l] = lanes.d[g + l];
+      rate[l] = lanes.rate[g + l];
+    }
+    const T *row = x + g, *label = target + g, *importance = weight + g;
+    for (int64_t n = 0; n < steps; ++n, row += stride, label += target_stride, importance += Weighted ? width : 0) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) {
+        bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
+        T u = ((row[l] - p[l]) - d[l]) * rate[l];
+        T y = clip01(u), r = y - label[l];
+        T s = Weighted ? importance[l] : T(1);
+        T sr = s * r;
+        active[l] += is_active;
+        mean[l] += masked(is_active, FenchelYoung ? s : sr);
+        if (FenchelYoung) {
+          loss[l] += masked(r != 0, sr * (u - T(0.5) * (y + label[l])));
+          balance[l] += sr;
+        } else {
+          loss[l] += sr * r;
+        }
+      }
+    }
+    flush(active, out.a + g);
+    flush(mean, out.b + g);
+    flush(loss, out.c + g);
+    if (FenchelYoung) flush(balance, out.e + g);
+  }
+}
+
+// out = gain * { squared: 1_A (s r - mean);  Fenchel-Young: s r + 1_A lambda (s - mean), 0 where x is infinite }
+template <bool FenchelYoung, bool Weighted, class T>
+static void sweep_loss_gradient(const T* x, const T* target, const T* weight, int64_t steps, int64_t stride,
+                                int64_t target_stride, int width, const Lanes<T>& lanes, T* out, int64_t out_stride) {
+  for (int g = 0; g < width; g += kGroup) {
+    T floor[kGroup], ceiling[kGroup], p[kGroup], d[kGroup], rate[kGroup], mean[kGroup], gain[kGroup], lambda[kGroup];
+#pragma omp simd
+    for (int l = 0; l < kGroup; ++l) {
+      floor[l] = lanes.floor[g + l];
+      ceiling[l] = lanes.ceiling[g + l];
+      p[l] = lanes.p[g + l];
+      d[l] = lanes.d[g + l];
+      rate[l] = lanes.rate[g + l];
+      mean[l] = lanes.mean[g + l];
+      gain[l] = lanes.gain[g + l];
+      lambda[l] = lanes.lambda[g + l];
+    }
+    const T *row = x + g, *label = target + g, *importance = weight + g;
+    T* result = out + g;
+    for (int64_t n = 0; n < steps;
+         ++n, row += stride, label += target_stride, importance += Weighted ? width : 0, result += out_stride) {
+#pragma omp simd
+      for (int l = 0; l < kGroup; ++l) {
+        bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
+        T y = clip01(((row[l] - p[l]) - d[l]) * rate[l]);
+        T s = Weighted ? importance[l] : T(1);
+        T sr = s * (y - label[l]);
+        if (FenchelYoung) {
+          bool finite = (row[l] <= kLargest<T>)&(row[l] >= -kLargest<T>);
+          T share = masked(Weighted & is_active, lambda[l] * (s - mean[l]));
+          result[l] = masked(finite, gain[l] * (sr + share));
+        } else {
+          result[l] = masked(is_active, gain[l] * (sr - mean[l]));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace HYPERSIMPLEX_ISA
+}  // namespace hypersimplex

@@ -1,0 +1,238 @@
+// How vectors in a strided tensor are laid on lanes. A panel holds `columns` vectors and `width` lanes, columns a
+// divisor of width; lane l of step s is entry s * (width / columns) + l / columns of vector l % columns:
+//     long vectors     columns = 1      64 consecutive entries a step
+//     [n, C], C < 16   columns = C      lcm(C, 16) lanes: whole rows of the matrix
+//     [n, C], C >= 16  columns = width  up to 64 columns side by side
+//     short vectors    columns = width  16 vectors side by side, gathered
+// Where a block of steps lies in memory just so, the loops of lanes.h run on it in place; else (halves, strides, ends,
+// entries left out) it is copied into a small buffer first, padded with an entry that takes no part.
+#pragma once
+
+#include "../hypersimplex.h"
+#include "lanes.h"
+#include "parallel.h"
+
+namespace hypersimplex {
+namespace HYPERSIMPLEX_ISA {
+
+constexpr int kBlock = 4096;        // entries whose sums are kept in T
+constexpr int kBlocksPerChunk = 4;  // blocks between two places where threads may part
+constexpr int64_t kShort = 64;      // vectors up to this length go side by side
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Plan {
+  Shape shape;
+  int64_t n;         // entries per vector
+  bool lanes_outer;  // vectors side by side differ in o rather than in i
+  int width, columns;
+  int64_t lane_count, panels_per_line, panels;
+  int64_t steps, block_steps, chunk_steps, chunks;
+
+  int entries_per_step() const { return width / columns; }
+};
+
+// max_columns: how many columns of a matrix go side by side.
+static inline Plan make_plan(const Shape& shape, const Strides& strides, int max_columns = 4 * kGroup) {
+  Plan plan;
+  plan.shape = shape;
+  plan.n = shape.n1 * shape.n2;
+  plan.lanes_outer = shape.inner == 1;
+  plan.lane_count = plan.lanes_outer ? shape.outer : shape.inner;
+  int64_t lane_stride = plan.lanes_outer ? strides.outer : strides.inner;
+  bool adjacent = lane_stride == 1 && plan.lane_count > 1;
+  if (adjacent && plan.lane_count < kGroup && strides.n2 == plan.lane_count && plan.n > kShort) {
+    plan.columns = int(plan.lane_count);
+    int twos = plan.columns & -plan.columns;
+    plan.width = plan.columns * kGroup / (twos < kGroup ? twos : kGroup);
+  } else if (adjacent && plan.lane_count >= kGroup && strides.n2 != 1) {
+    plan.columns = plan.width = int(smaller(max_columns, plan.lane_count / kGroup * kGroup));
+  } else if (plan.n <= kShort && plan.lane_count > 1) {
+    plan.columns = plan.width = kGroup;
+  } else {
+    plan.columns = 1;
+    plan.width = plan.n < 4 * kShort ? kGroup : 4 * kGroup;
+  }
+  plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
+  plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);
+  plan.steps = ceil_div(plan.n, plan.entries_per_step());
+  plan.block_steps = kBlock / plan.width;
+  plan.chunk_steps = plan.block_steps * kBlocksPerChunk;
+  plan.chunks = ceil_div(plan.steps, plan.chunk_steps);
+  return plan;
+}
+
+struct Panel {
+  const Plan& plan;
+  int64_t line, lane;  // of the first vector
+  int live;            // vectors that exist; the columns behind them are padding
+
+  Panel(const Plan& plan, int64_t index)
+      : plan(plan), line(index / plan.panels_per_line), lane(index % plan.panels_per_line * plan.columns) {
+    live = int(smaller(plan.columns, plan.lane_count - lane));
+  }
+  int64_t vector(int column) const { return line * plan.lane_count + lane + column; }
+};
+
+// One tensor as a panel sees it. Data is `const In` or `In`.
+template <class Data>
+struct Operand {
+  Data* at;  // entry 0 of the panel's first vector
+  int64_t lane, n1, n2;
+
+  Operand(Data* data, const Strides& strides, const Panel& panel) : n1(strides.n1), n2(strides.n2) {
+    lane = panel.plan.lanes_outer ? strides.outer : strides.inner;
+    at = data + panel.line * (panel.plan.lanes_outer ? 0 : strides.outer) + panel.lane * lane;
+  }
+  bool flat(const Shape& shape) const { return shape.n1 == 1 || n1 == shape.n2 * n2; }
+  Data* entry(const Shape& shape, int column, int64_t j) const {
+    return at + column * lane + (j / shape.n2) * n1 + (j % shape.n2) * n2;
+  }
+  // Whether the block's rows of lanes lie in memory as they are, `stride()` apart.
+  bool direct(const Panel& panel, int64_t step, int64_t steps) const {
+    const Plan& plan = panel.plan;
+    bool row = (plan.columns == 1 || lane == 1) && (plan.columns == plan.width || n2 == plan.columns);
+    return row && flat(plan.shape) && panel.live == plan.columns && (step + steps) * plan.entries_per_step() <= plan.n;
+  }
+  int64_t stride(const Plan& plan) const { return plan.columns == plan.width ? n2 : plan.width; }
+
+  // Calls body(first, count, entries): entries j of the block, `first` from its start, that lie n2 apart from
+  // `entries`.
+  template <class Body>
+  void for_each_run(const Panel& panel, int64_t step, int64_t steps, const Body& body) const {
+    const Plan& plan = panel.plan;
+    int64_t begin = step * plan.entries_per_step(), end = smaller(begin + steps * plan.entries_per_step(), plan.n);
+    int64_t segment = flat(plan.shape) ? plan.n : plan.shape.n2;
+    for (int64_t j = begin; j < end;) {
+      int64_t count = smaller(segment - j % segment, end - j);
+      body(j - begin, count, at + (j / segment) * n1 + (j % segment) * n2);
+      j += count;
+    }
+  }
+};
+
+template <class T>
+struct View {
+  T* at;
+  int64_t stride;
+};
+
+template <class In>
+static inline bool plain(const In*) {
+  return false;
+}
+static inline bool plain(const float*) { return true; }
+static inline bool plain(const double*) { return true; }
+
+// The block in the buffer, [steps, width]; entry j of column c lies at j * columns + c.
+template <class In, class T>
+static void gather(const Panel& panel, const Operand<const In>& from, int64_t step, int64_t steps, T padding,
+                   T* buffer) {
+  int columns = panel.plan.columns, live = panel.live;
+  int64_t filled = 0;
+  from.for_each_run(panel, step, steps, [&](int64_t first, int64_t count, const In* in) {
+    T* out = buffer + first * columns;
+    filled = first + count;
+    if (live == columns && (columns == 1 || from.lane == 1) && from.n2 == columns) {
+      for (int64_t e = 0; e < count * columns; ++e) out[e] = load(in[e]);
+    } else if (from.lane < from.n2) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c * from.lane]);
+    } else {
+      for (int c = 0; c < live; ++c)
+        for (int64_t j = 0; j < count; ++j) out[j * columns + c] = load(in[j * from.n2 + c * from.lane]);
+    }
+    for (int64_t j = 0; live < columns && j < count; ++j)
+      for (int c = live; c < columns; ++c) out[j * columns + c] = padding;
+  });
+  for (int64_t e = filled * columns; e < steps * panel.plan.width; ++e) buffer[e] = padding;
+}
+
+template <class In, class T>
+static void scatter(const Panel& panel, const Operand<In>& to, int64_t step, int64_t steps, const T* buffer) {
+  int columns = panel.plan.columns, live = panel.live;
+  to.for_each_run(panel, step, steps, [&](int64_t first, int64_t count, In* out) {
+    const T* in = buffer + first * columns;
+    if (live == columns && (columns == 1 || to.lane == 1) && to.n2 == columns) {
+      for (int64_t e = 0; e < count * columns; ++e) store(in[e], out[e]);
+    } else if (to.lane < to.n2) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int c = 0; c < live; ++c) store(in[j * columns + c], out[j * to.n2 + c * to.lane]);
+    } else {
+      for (int c = 0; c < live; ++c)
+        for (int64_t j = 0; j < count; ++j) store(in[j * columns + c], out[j * to.n2 + c * to.lane]);
+    }
+  });
+}
+
+template <class In>
+static View<const Compute<In>> fetch(const Panel& panel, const Operand<const In>& from, int64_t step, int64_t steps,
+                                     Compute<In> padding, Compute<In>* buffer) {
+  using T = Compute<In>;
+  if (plain(from.at) && from.direct(panel, step, steps)) {
+    int64_t stride = from.stride(panel.plan);
+    return {reinterpret_cast<const T*>(from.at) + step * stride, stride};
+  }
+  gather(panel, from, step, steps, padding, buffer);
+  return {buffer, panel.plan.width};
+}
+
+// Where a block's results go: in place, or into the buffer, which deliver() then scatters.
+template <class In, class T>
+static View<T> destination(const Panel& panel, const Operand<In>& to, int64_t step, int64_t steps, T* buffer) {
+  if (plain(to.at) && to.direct(panel, step, steps)) {
+    int64_t stride = to.stride(panel.plan);
+    return {reinterpret_cast<T*>(to.at) + step * stride, stride};
+  }
+  return {buffer, panel.plan.width};
+}
+template <class In, class T>
+static void deliver(const Panel& panel, const Operand<In>& to, int64_t step, int64_t steps, const View<T>& from,
+                    const T* buffer) {
+  if (from.at == buffer) scatter(panel, to, step, steps, buffer);
+}
+
+template <class Body>
+static void for_each_block(const Plan& plan, int64_t chunk, const Body& body) {
+  int64_t end = smaller((chunk + 1) * plan.chunk_steps, plan.steps);
+  for (int64_t s = chunk * plan.chunk_steps; s < end; s += plan.block_steps)
+    body(s, smaller(plan.block_steps, end - s));
+}
+
+// Runs body(step, steps, accumulator) over all blocks and leaves the totals by column in `total`.
+template <class Accumulator, class Body>
+static void sweep(const Plan& plan, int threads, Accumulator& total, const Body& body) {
+  auto run = [&](int64_t chunk, Accumulator& out) {
+    out.clear(plan.width);
+    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) { body(step, steps, out); });
+    out.fold(plan.width, plan.columns);
+  };
+  if (plan.chunks == 1) return run(0, total);
+  // Rounds of chunks: a round's partial totals are merged in order, whoever computed them.
+  constexpr int kRound = 32;
+  Accumulator partial[kRound];
+  total.clear(plan.columns);
+  for (int64_t first = 0; first < plan.chunks; first += kRound) {
+    int64_t count = smaller(kRound, plan.chunks - first);
+    parallel_for(count, threads, [&](int64_t i) { run(first + i, partial[i]); });
+    for (int64_t i = 0; i < count; ++i) total.merge(partial[i], plan.columns);
+  }
+}
+
+template <class Body>
+static void for_each_chunk(const Plan& plan, int threads, const Body& body) {
+  parallel_for(plan.chunks, threads, [&](int64_t chunk) { for_each_block(plan, chunk, body); });
+}
+
+// Runs body(panel, threads): panels side by side where there are enough of them, else each over all threads.
+template <class Body>
+static void for_each_panel(const Plan& plan, int threads, const Body& body) {
+  int64_t work = plan.panels * plan.n * plan.columns;
+  threads = int(smaller(threads, 1 + work / kGrain));
+  bool across = plan.panels >= 2 * threads || plan.chunks == 1;
+  parallel_for(plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); });
+}
+
+}  // namespace HYPERSIMPLEX_ISA
+}  // namespace hypersimplex

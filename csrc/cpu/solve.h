@@ -1,0 +1,248 @@
+// Finds the thresholds of a panel's vectors: moments, first guess, then a sweep per step of the search in newton.h for
+// all vectors of the panel together until the last has settled.
+#pragma once
+
+#include <new>
+
+#include "exact.h"
+#include "panel.h"
+
+namespace hypersimplex {
+namespace HYPERSIMPLEX_ISA {
+
+static inline double at(const PerVector& numbers, int64_t v) {
+  return numbers.values ? numbers.values[v] : numbers.value;
+}
+
+// y of one entry, for the rare vector whose threshold or temperature the loops of lanes.h cannot express.
+static inline double project_entry(double x, double p, double d, double tau) {
+  if (p != p) return p;
+  if (p == HUGE_VAL) return x == HUGE_VAL ? d : 0.0;
+  if (p == -HUGE_VAL) return x > -HUGE_VAL ? 1.0 : 0.0;
+  return clip01(((x - p) - d) / tau);
+}
+
+// Whether lanes.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
+template <class T>
+static inline bool regular(double p, double d, double tau) {
+  double rate = 1 / tau, limit = double(kLargest<T>) / 16;
+  return p == p && (p != HUGE_VAL || d == 0) && rate < limit && tau < limit && rate > 1 / limit;
+}
+
+template <class T>
+static void set_lane(Lanes<T>& lanes, int column, double p, double d, double tau) {
+  bool finite = p - p == 0;
+  Pair t{p, d};
+  lanes.floor[column] = finite ? active_floor<T>(t) : T(HUGE_VAL);  // special rows have no active entry
+  lanes.ceiling[column] = finite ? active_ceiling<T>(t, tau) : T(HUGE_VAL);
+  lanes.p[column] = T(p);
+  lanes.d[column] = T(d);
+  lanes.rate[column] = T(1 / tau);
+}
+
+// Copies the first `columns` lanes to all others.
+template <class T>
+static void repeat(T* lanes, int width, int columns) {
+  if (columns == 1) {
+    const T value = lanes[0];
+    for (int l = 0; l < width; ++l) lanes[l] = value;
+    return;
+  }
+  for (int first = columns; first < width; first += columns)
+    for (int l = 0; l < columns; ++l) lanes[first + l] = lanes[l];
+}
+template <class T>
+static void repeat_thresholds(Lanes<T>& lanes, int width, int columns) {
+  for (T* row : {lanes.floor, lanes.ceiling, lanes.p, lanes.d, lanes.rate}) repeat(row, width, columns);
+}
+
+// `entries(step, steps, buffer)` gives a block of x as a View; entries that take no part are -inf in it.
+template <class T, class Entries>
+class PanelSolver {
+ public:
+  PanelSolver(const Panel& panel, int threads, const Entries& entries)
+      : panel_(panel), plan_(panel.plan), threads_(threads), source_(entries), columns_(plan_.columns) {
+    // Entries that no sweep can read in place, or only with a jump from row to row, are copied once, if they are few.
+    if (plan_.steps <= plan_.block_steps) {
+      kept_ = source_(0, plan_.steps, buffer_);
+    } else if (plan_.steps * plan_.width <= kMaxKept && source_(0, 1, buffer_).stride != plan_.width) {
+      own_ = static_cast<T*>(::operator new(plan_.steps * plan_.width * sizeof(T), std::align_val_t(64)));
+      for_each_chunk(plan_, threads_, [&](int64_t step, int64_t steps) {
+        T* to = own_ + step * plan_.width;
+        View<const T> from = source_(step, steps, to);
+        for (int64_t s = 0; from.at != to && s < steps; ++s)
+          memcpy(to + s * plan_.width, from.at + s * from.stride, plan_.width * sizeof(T));
+      });
+      kept_ = {own_, plan_.width};
+    }
+  }
+  ~PanelSolver() {
+    if (own_) ::operator delete(own_, std::align_val_t(64));
+  }
+  PanelSolver(const PanelSolver&) = delete;
+
+  // Block of x.
+  View<const T> entries(int64_t step, int64_t steps, T* buffer) const {
+    return kept_.at ? View<const T>{kept_.at + step * kept_.stride, kept_.stride} : source_(step, steps, buffer);
+  }
+
+  // Leaves p and d of every live column in `state`, starting there at the panel's first vector.
+  void solve(const PerVector& k, const PerVector& tau, double* p, double* d) {
+    start(k, tau, p, d);
+    for (int evaluations = 0; searching_ > 0 && evaluations < kMaxEvaluations; ++evaluations) step(p, d);
+    if (searching_ > 0) finish_exactly(p, d);
+    if (gaps_ > 0) centre_gaps(p, d);
+  }
+
+ private:
+  static constexpr int kMaxEvaluations = 48;
+  static constexpr int64_t kMaxKept = int64_t(1) << 21;
+
+  template <class Accumulator, class Body>
+  void sweep_entries(Accumulator& total, const Body& body) {
+    sweep(plan_, threads_, total, [&](int64_t step, int64_t steps, Accumulator& out) {
+      alignas(64) T buffer[kBlock];
+      View<const T> x = entries(step, steps, buffer);
+      body(x.at, steps, x.stride, out);
+    });
+  }
+  void sweep_thresholds(LaneSums& total) {
+    for (T* row : {lanes_.floor, lanes_.ceiling, lanes_.p}) repeat(row, plan_.width, columns_);
+    sweep_entries(total, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out) {
+      sweep_counts(x, steps, stride, plan_.width, lanes_, out);
+    });
+  }
+
+  // Moments, special rows, first guess.
+  void start(const PerVector& k, const PerVector& tau, double* p, double* d) {
+    alignas(64) T shift[kMaxLanes], first[kBlock];
+    View<const T> head = entries(0, smaller(plan_.block_steps, plan_.steps), first);
+    for (int c = 0; c < columns_; ++c) shift[c] = head.at[c] - head.at[c] == 0 ? head.at[c] : T(0);
+    repeat(shift, plan_.width, columns_);
+    LaneMoments<T> moments;
+    sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out) {
+      sweep_moments(x, steps, stride, plan_.width, shift, out);
+    });
+    bool all_finite = true;
+    for (int c = 0; c < panel_.live; ++c) all_finite &= moments.sums.a[c] == double(plan_.n);
+    LaneSums special;  // a = #{+inf}, b = #{not nan}, the padding's entries among them
+    if (!all_finite) {
+      for (int l = 0; l < plan_.width; ++l) {
+        lanes_.floor[l] = kLargest<T>;
+        lanes_.ceiling[l] = -T(HUGE_VAL);
+      }
+      sweep_thresholds(special);
+    }
+    double entries_swept = double(plan_.steps * plan_.entries_per_step());
+    double last_q = -1, z = 0;
+    for (int c = 0; c < columns_; ++c) {
+      searching_at_[c] = false;
+      set_lane(lanes_, c, HUGE_VAL, 0, 1);
+      if (c >= panel_.live) continue;
+      int64_t v = panel_.vector(c);
+      double mass = at(k, v), temperature = at(tau, v), count = moments.sums.a[c];
+      double infinite = all_finite ? 0 : special.a[c];
+      p[c] = d[c] = 0;
+      bool valid = mass >= 0 && mass <= double(plan_.n) && temperature > 0 && temperature < HUGE_VAL;
+      if (!valid || (!all_finite && special.b[c] < entries_swept)) {
+        p[c] = NAN;
+      } else if (infinite >= mass) {
+        p[c] = HUGE_VAL;
+        d[c] = mass > 0 ? mass / infinite : 0;
+      } else if (mass >= infinite + count) {
+        p[c] = -HUGE_VAL;
+      } else {
+        double q = (mass - infinite) / count;
+        if (q != last_q) z = normal_quantile(1 - q);
+        last_q = q;
+        double mean = moments.sums.b[c] / count, variance = moments.sums.c[c] / count - mean * mean;
+        search_[c].start(mass, temperature, count, infinite, moments.range.low[c], moments.range.high[c],
+                         double(shift[c]) + mean, variance > 0 ? variance : 0, z);
+        searching_at_[c] = true;
+        ++searching_;
+        set_lane(lanes_, c, search_[c].t.p, search_[c].t.d, temperature);
+      }
+    }
+  }
+
+  void step(double* p, double* d) {
+    LaneSums sums;
+    sweep_thresholds(sums);
+    for (int c = 0; c < columns_; ++c) {
+      if (!searching_at_[c]) continue;
+      Search<T>& search = search_[c];
+      search.step({sums.a[c], sums.b[c], sums.c[c]});
+      set_lane(lanes_, c, search.t.p, search.t.d, search.tau);
+      if (search.status != SearchStatus::kSearching) settle(c, p, d);
+    }
+  }
+
+  void settle(int c, double* p, double* d) {
+    searching_at_[c] = false;
+    --searching_;
+    gaps_ += search_[c].status != SearchStatus::kFound;
+    p[c] = search_[c].t.p;
+    d[c] = search_[c].t.d;
+  }
+
+  void finish_exactly(double* p, double* d) {
+    T* list = new T[plan_.n];
+    for (int c = 0; c < columns_; ++c) {
+      if (!searching_at_[c]) continue;
+      int64_t count = 0;
+      double infinite = 0;
+      for (int64_t s = 0; s < plan_.steps; s += plan_.block_steps) {
+        alignas(64) T buffer[kBlock];
+        int64_t steps = smaller(plan_.block_steps, plan_.steps - s);
+        View<const T> x = entries(s, steps, buffer);
+        for (int64_t i = 0; i < steps; ++i) {
+          for (int l = c; l < plan_.width; l += columns_) {
+            T v = x.at[i * x.stride + l];
+            if (v - v == 0) list[count++] = v;
+            infinite += v == T(HUGE_VAL);
+          }
+        }
+      }
+      cpu::ExactRoot root = cpu::exact_root(list, count, search_[c].k - infinite, search_[c].tau);
+      search_[c].t = root.t;
+      search_[c].status = root.status;
+      set_lane(lanes_, c, root.t.p, root.t.d, search_[c].tau);
+      settle(c, p, d);
+    }
+    delete[] list;
+  }
+
+  // No entry is active: t goes to the middle of the thresholds that all give this y.
+  void centre_gaps(double* p, double* d) {
+    for (int c = 0; c < columns_; ++c)
+      if (c < panel_.live && search_[c].status == SearchStatus::kGapBelow)
+        lanes_.floor[c] = from_ordered<T>(to_ordered(lanes_.ceiling[c]) - 1);
+    repeat(lanes_.floor, plan_.width, columns_);
+    LaneRange<T> range;
+    sweep_entries(range, [&](const T* x, int64_t steps, int64_t stride, LaneRange<T>& out) {
+      sweep_gap(x, steps, stride, plan_.width, lanes_.floor, out);
+    });
+    for (int c = 0; c < panel_.live; ++c) {
+      if (search_[c].status != SearchStatus::kGapBelow && search_[c].status != SearchStatus::kGapAbove) continue;
+      Pair t = gap_middle<T>(range.high[c], range.low[c], search_[c].tau);
+      p[c] = t.p;
+      d[c] = t.d;
+    }
+  }
+
+  const Panel& panel_;
+  const Plan& plan_;
+  const int threads_;
+  const Entries& source_;
+  const int columns_;
+  T* own_ = nullptr;
+  View<const T> kept_{nullptr, 0};
+  alignas(64) T buffer_[kBlock];
+  Lanes<T> lanes_;
+  Search<T> search_[kMaxLanes];
+  bool searching_at_[kMaxLanes];
+  int searching_ = 0, gaps_ = 0;
+};
+
+}  // namespace HYPERSIMPLEX_ISA
+}  // namespace hypersimplex

@@ -1,0 +1,215 @@
+// The root search for one vector, shared by the CPU and the CUDA solver: they differ in how they sweep over the
+// entries, and agree in what they do with the counts and the sum that a sweep returns.
+//
+// Wanted is t with  f(t) = sum_j clip(x_j - t, 0, tau) - k tau = 0,  k strictly between 0 and the number of entries.
+// f is piecewise linear and non-increasing. A sweep at t returns g = #{x > t}, h = #{x >= t + tau} and, over the g - h
+// active entries, S = sum (x - p). On its linear piece the root is  p + ((h - k) tau + S) / (g - h):  Newton's step.
+// Unsafeguarded, Newton cycles; here it stays inside a bracket and yields to the secant and to bisection.
+//
+// t is the unevaluated sum p + d of doubles with p representable in T and nearest to t, so that x - p is exact near
+// the threshold and nothing depends on the scale of x / tau.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define HYPERSIMPLEX_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define HYPERSIMPLEX_HOST_DEVICE __attribute__((always_inline)) inline  // never out of line: csrc/cpu/isa.h
+#endif
+
+namespace hypersimplex {
+
+// ---- floating-point numbers of type T, in order ----
+
+template <class T>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = int32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = int64_t;
+};
+
+// An integer that orders as the number does: 0 for both zeros, one step per representable number.
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE typename BitsOf<T>::type to_ordered(T v) {
+  using Int = typename BitsOf<T>::type;
+  Int bits;
+  memcpy(&bits, &v, sizeof v);
+  constexpr Int kMagnitude = Int(~(Int(1) << (8 * sizeof(Int) - 1)));
+  return bits < 0 ? -(bits & kMagnitude) : bits;
+}
+
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE T from_ordered(typename BitsOf<T>::type ordered) {
+  using Int = typename BitsOf<T>::type;
+  constexpr Int kSign = Int(Int(1) << (8 * sizeof(Int) - 1));
+  Int bits = ordered < 0 ? Int(-ordered) | kSign : ordered;
+  T v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// ---- thresholds ----
+
+struct Pair {
+  double p, d;
+};
+
+// p + d with p moved to the nearest number of type T; exact (two-sum).
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE Pair renormalised(double p, double d) {
+  double s = p + d, shifted = s - p;
+  double error = (p - (s - shifted)) + (d - shifted);
+  double nearest = double(T(s));
+  return {nearest, (s - nearest) + error};
+}
+
+HYPERSIMPLEX_HOST_DEVICE double difference(Pair u, Pair v) { return (u.p - v.p) + (u.d - v.d); }
+
+// The largest T at or below t, and the smallest T at or above t + tau: an entry is active iff  floor < x < ceiling,
+// and is one iff  x >= ceiling.
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE T active_floor(Pair t) {
+  T v = T(t.p);
+  return t.d < 0 ? from_ordered<T>(to_ordered(v) - 1) : v;
+}
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE T active_ceiling(Pair t, double tau) {
+  Pair end = renormalised<T>(t.p, t.d + tau);
+  T v = T(end.p);
+  return end.d > 0 ? from_ordered<T>(to_ordered(v) + 1) : v;
+}
+
+// ---- the first guess ----
+
+// The threshold at which entries that are normal with this mean and standard deviation have y = q on average.
+// E clip((x - t) / tau, 0, 1) = P(x - tau U > t) with U uniform on (0, 1); x - tau U is taken as normal but for its
+// kurtosis (Cornish and Fisher). z is the standard normal quantile of 1 - q.
+HYPERSIMPLEX_HOST_DEVICE double moment_guess(double mean, double variance, double tau, double z) {
+  double uniform = tau * tau / 12, total = variance + uniform;
+  double flatness = uniform / total;
+  double excess = -1.2 * flatness * flatness;
+  return mean - 0.5 * tau + sqrt(total) * (z + (z * z * z - 3 * z) * (excess / 24));
+}
+
+// Standard normal quantile to about 5e-4 (Abramowitz and Stegun 26.2.23); q in (0, 1).
+HYPERSIMPLEX_HOST_DEVICE double normal_quantile(double q) {
+  double tail = q < 0.5 ? q : 1 - q;
+  double u = sqrt(-2 * log(tail));
+  double z = u - (2.515517 + u * (0.802853 + u * 0.010328)) / (1 + u * (1.432788 + u * (0.189269 + u * 0.001308)));
+  return q < 0.5 ? -z : z;
+}
+
+// ---- the search ----
+
+struct Sweep {
+  double g, h, S;  // counts are exact in doubles up to 2^53
+};
+
+enum class SearchStatus : int {
+  kSearching = 0,
+  kFound = 1,     // t is the root
+  kGapBelow = 2,  // the entries at or above t + tau are the k ones, every other entry is 0
+  kGapAbove = 3,  // the entries above t are the k ones, every other entry is 0
+};
+
+template <class T>
+struct Search {
+  double k, tau;
+  Pair t;       // where f is to be evaluated next
+  Pair lo, hi;  // f(lo) > 0 > f(hi)
+  double f_lo, f_hi;
+  double last_g, last_h;  // the counts whose closed form t is; -1 when t is none
+  int bad;                // consecutive steps that did not halve the bracket
+  SearchStatus status;
+
+  // `count` finite entries lie between min and max, `infinite` are +inf; infinite < k < infinite + count. No entry's y
+  // exceeds the greatest one's, and none falls below the least one's: that bounds t before any sweep. z is the standard
+  // normal quantile of 1 - q, q the share of the finite entries' total that they are to have, (k - infinite) / count.
+  HYPERSIMPLEX_HOST_DEVICE void start(double k_, double tau_, double count, double infinite, T min, T max, double mean,
+                                      double variance, double z) {
+    k = k_;
+    tau = tau_;
+    lo = {double(min), -tau};
+    hi = {double(max), 0.0};
+    f_lo = (count + infinite - k) * tau;
+    f_hi = (infinite - k) * tau;
+    last_g = last_h = -1;
+    bad = 0;
+    status = SearchStatus::kSearching;
+    double share = tau * ((k - infinite) / count);
+    Pair least = renormalised<T>(double(min), -share), most = renormalised<T>(double(max), -share);
+    t = renormalised<T>(moment_guess(mean, variance, tau, z), 0.0);
+    if (!(difference(t, least) > 0)) t = least;  // also where the moments overflowed
+    if (difference(t, most) > 0) t = most;
+  }
+
+  HYPERSIMPLEX_HOST_DEVICE bool inside(Pair u) const { return difference(u, lo) > 0 && difference(hi, u) > 0; }
+
+  // A wide bracket is narrowed at numbers of type T alone: entries are such numbers, so where those are sparse,
+  // thresholds between two of them differ only within tau below the upper one.
+  HYPERSIMPLEX_HOST_DEVICE bool wide() const { return difference(hi, lo) > 64 * tau; }
+
+  // The middle of the bracket: of the numbers between its ends where it is wide, so that one far outlier costs few
+  // steps, and of its length where it is narrow.
+  HYPERSIMPLEX_HOST_DEVICE Pair bisected() const {
+    if (!wide()) return renormalised<T>(lo.p, lo.d + 0.5 * difference(hi, lo));
+    auto below = to_ordered(T(lo.p)), above = to_ordered(T(hi.p));
+    Pair middle{double(from_ordered<T>((below >> 1) + (above >> 1) + (below & above & 1))), 0.0};
+    if (inside(middle)) return middle;
+    Pair end = renormalised<T>(hi.p, -tau);  // neighbours: the sloping part ends here
+    return inside(end) ? end : Pair{lo.p, 0.0};
+  }
+
+  // Takes the sweep at t and moves t to where the next one is due, or sets status.
+  // Invariant: the root lies between lo and hi, which are never evaluated again.
+  HYPERSIMPLEX_HOST_DEVICE void step(const Sweep& at) {
+    double active = at.g - at.h;
+    double rest = (at.h - k) * tau + at.S;
+    double f = rest - active * t.d;
+    Pair newton = active > 0 ? renormalised<T>(t.p, rest / active) : t;
+    double width = difference(hi, lo);
+    if (f > 0) {
+      lo = t;
+      f_lo = f;
+    } else {
+      hi = t;
+      f_hi = f;
+    }
+    double narrowed = difference(hi, lo);
+    bool same = at.g == last_g && at.h == last_h;  // t solves these very counts, so newton does, and exactly
+    bool tight = narrowed <= 1e-9 * tau;           // rounding decides on which side of t an entry falls
+    if (same || tight || f == 0) {
+      // With h = k or g = k on the root's own piece every active entry is exactly zero, or exactly one.
+      status = at.h == k ? SearchStatus::kGapBelow : at.g == k ? SearchStatus::kGapAbove : SearchStatus::kFound;
+      if (same && status == SearchStatus::kFound) t = newton;  // a gap is told by the counts at t itself
+      return;
+    }
+    bad = narrowed > 0.5 * width ? bad + 1 : 0;
+    if (active > 0 && bad < 6 && inside(newton)) {
+      t = newton;
+      last_g = at.g;
+      last_h = at.h;
+      return;
+    }
+    last_g = last_h = -1;
+    Pair secant = renormalised<T>(lo.p, lo.d + narrowed * (f_lo / (f_lo - f_hi)));
+    if (wide()) secant.d = 0;
+    t = bad < 2 && inside(secant) ? secant : bisected();
+  }
+};
+
+// The middle of the thresholds that separate ones at or above `one` from zeros at or below `zero`.
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE Pair gap_middle(T zero, T one, double tau) {
+  double width = (double(one) - double(zero)) - tau;
+  return renormalised<T>(double(zero), width > 0 ? 0.5 * width : 0.0);
+}
+
+}  // namespace hypersimplex
