@@ -32,7 +32,8 @@ endif()
 if(NOT CMAKE_CUDA_COMPILER)
   unset(CMAKE_CUDA_COMPILER CACHE)  # what an earlier search did not find may be there now
   if(NOT DEFINED ENV{CUDACXX})
-    find_program(HYPERSIMPLEX_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin NO_CACHE)
+    find_program(HYPERSIMPLEX_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin
+                 NO_CMAKE_SYSTEM_PATH NO_CACHE)
     if(NOT HYPERSIMPLEX_NVCC)
       hypersimplex_no_cuda("no nvcc was found on PATH, in CUDA_HOME or in CUDA_PATH"
                            "install the CUDA toolkit and put nvcc on PATH or set CUDA_HOME to its folder")

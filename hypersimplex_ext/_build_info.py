@@ -6,7 +6,12 @@ from pathlib import Path
 
 import torch
 
-from . import _C
+try:
+    from . import _C
+except ImportError:  # _backends.py says why when it is missed
+    _core = {}
+else:
+    _core = _C.build_info()
 
 __all__ = ["BuildInfo", "build_info"]
 
@@ -17,11 +22,11 @@ _OPENMP_FILE = re.compile(r"lib(gomp|omp|iomp5)\b.*\.so")
 class BuildInfo:
     """Versions and choices of this build; printed one per line."""
 
-    version: str
-    """Version of the native core."""
-    compiler: str
+    version: str | None
+    """Version of the native core; where there is none, nothing that describes it is known."""
+    compiler: str | None
     """Host compiler and its version."""
-    vector_extension: str
+    vector_extension: str | None
     """The CPU loops chosen for this processor: "baseline", "avx2" or "avx512"."""
     openmp: tuple[str, ...]
     """Files of the OpenMP runtimes in this process; torch's own is the one in use. Empty where /proc does not tell."""
@@ -34,9 +39,9 @@ class BuildInfo:
 
     def __str__(self) -> str:
         values = {
-            "hypersimplex_ext": self.version,
-            "compiler": self.compiler,
-            "vector extension": self.vector_extension,
+            "hypersimplex_ext": self.version or "native core missing",
+            "compiler": self.compiler or "none",
+            "vector extension": self.vector_extension or "none",
             "OpenMP runtime": ", ".join(self.openmp) or "unknown",
             "CUDA": f"{self.cuda}, architectures {', '.join(self.cuda_architectures)}" if self.cuda else "not built",
             "torch": self.torch,
@@ -55,14 +60,13 @@ def build_info() -> BuildInfo:
         >>> hypersimplex_ext.build_info().vector_extension in {"baseline", "avx2", "avx512"}
         True
     """
-    core = _C.build_info()
     return BuildInfo(
-        version=core["version"],
-        compiler=core["compiler"],
-        vector_extension=core["vector_extension"],
+        version=_core.get("version"),
+        compiler=_core.get("compiler"),
+        vector_extension=_core.get("vector_extension"),
         openmp=_mapped_openmp_runtimes(),
-        cuda=core["cuda"],
-        cuda_architectures=tuple(filter(None, core["cuda_architectures"].split(","))),
+        cuda=_core.get("cuda"),
+        cuda_architectures=tuple(filter(None, _core.get("cuda_architectures", "").split(","))),
         torch=torch.__version__,
     )
 
