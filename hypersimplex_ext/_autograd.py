@@ -1,0 +1,177 @@
+"""Derivatives of the projection, to any order and in both modes.
+
+The Jacobian in x is J / tau with J = diag(1_A) - 1_A 1_A^T / |A|: symmetric, and constant almost everywhere. So its
+product with a vector serves backward, forward mode, and again the backward of either; with y the projection and g
+upstream,
+
+    grad x = J g / tau        grad tau = -sum (J g / tau) y        grad k = mean_A(g)
+    y' = J (x' - tau' y) / tau + k' 1_A / |A|
+
+Each operator comes as two autograd functions. The plain one has the cheapest forward and is what torch.compile traces.
+The other adds what function transforms and forward mode need, at twice the cost per call, and runs only inside them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from . import _ops, reference
+
+
+def transforming() -> bool:
+    """Whether a function transform (torch.func) or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _apply(plain: type[Function], transformable: type[Function], arguments: tuple[Any, ...]) -> Any:
+    if not torch.compiler.is_compiling():
+        if transforming():
+            return transformable.apply(*arguments)  # type: ignore[no-untyped-call]
+        if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):
+            return plain.evaluate(*arguments)  # type: ignore[attr-defined]
+    return plain.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def project(
+    x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    """The projection of `x` along `dim`, differentiable in x, k_values and tau_values, and its state."""
+    result: tuple[Tensor, Tensor] = _apply(
+        _Project, _TransformableProject, (x, mask, k_values, k, tau_values, tau, dim)
+    )
+    return result
+
+
+def product(
+    v: Tensor, x: Tensor, mask: Tensor | None, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
+) -> Tensor:
+    """J v / tau where the projection of `x` left `state`, differentiable in v and tau_values; in x it is constant."""
+    result: Tensor = _apply(_Product, _TransformableProduct, (v, x, mask, state, tau_values, tau, dim))
+    return result
+
+
+class _Project(Function):
+    @staticmethod
+    def evaluate(*arguments: Any) -> Any:
+        return _ops.threshold(*arguments)
+
+    @staticmethod
+    def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim = arguments
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(x, mask, k_values, tau_values, outputs[1])
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        outputs = _ops.threshold(*arguments)
+        _Project.save(ctx, arguments, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+        x, mask, k_values, tau_values, state = ctx.saved_tensors
+        needs_k, needs_tau = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+        grad_k = grad_tau = None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
+            grad_x = product(grad, x, mask, state, tau_values, ctx.tau, ctx.dim)
+            if needs_k:
+                grad_k = _share(x, mask, state, tau_values, ctx, grad).sum(ctx.dim)
+            if needs_tau:
+                y, _ = project(x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim)
+                grad_tau = -(grad_x.to(state.dtype) * y.to(state.dtype)).sum(ctx.dim)
+        elif needs_k or needs_tau:
+            grad_x, (grad_k, grad_tau) = _ops.vjp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
+        else:
+            grad_x = _ops.jvp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
+        return grad_x, None, grad_k if needs_k else None, None, grad_tau if needs_tau else None, None, None
+
+
+class _TransformableProject(_Project):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _ops.threshold(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _Project.save(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], inputs[1], inputs[2], inputs[4], output[1])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        v, _, k_tangent, _, tau_tangent, _, _ = tangents
+        x, mask, k_values, tau_values, state = ctx.saved_tensors
+        if v is None:
+            v = torch.zeros_like(x)
+        if tau_tangent is not None:
+            y, _ = project(x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim)
+            v = v - (tau_tangent.unsqueeze(ctx.dim) * y).to(v.dtype)
+        out = product(v, x, mask, state, tau_values, ctx.tau, ctx.dim)
+        if k_tangent is not None:
+            out = out + _share(x, mask, state, tau_values, ctx, k_tangent.unsqueeze(ctx.dim)).to(out.dtype)
+        return out, None
+
+
+def _share(x: Tensor, mask: Tensor | None, state: Tensor, tau_values: Tensor | None, ctx: Any, v: Tensor) -> Tensor:
+    """1_A v / |A|."""
+    filled = x if mask is None else x.masked_fill(~mask, -math.inf)
+    active = reference.active(filled, state, ctx.tau if tau_values is None else tau_values, ctx.dim)
+    return torch.where(active, v.to(state.dtype), 0.0) / active.sum(ctx.dim, keepdim=True).clamp(min=1)
+
+
+class _Product(Function):
+    @staticmethod
+    def evaluate(v: Tensor, x: Tensor, mask: Tensor | None, *arguments: Any) -> Any:
+        return _ops.jvp(x, mask, v, *arguments)
+
+    @staticmethod
+    def save(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+        v, x, mask, state, tau_values, ctx.tau, ctx.dim = arguments
+        ctx.save_for_backward(None if tau_values is None else v, x, mask, state, tau_values)
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = _Product.evaluate(*arguments)
+        _Product.save(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        v, x, mask, state, tau_values = ctx.saved_tensors
+        grad_v = product(grad, x, mask, state, tau_values, ctx.tau, ctx.dim)
+        grad_x = grad_tau = None
+        if ctx.needs_input_grad[1]:
+            grad_x = torch.zeros((), dtype=x.dtype, device=x.device).expand_as(x)
+        if ctx.needs_input_grad[4]:
+            grad_tau = -(v.to(state.dtype) * grad_v.to(state.dtype)).sum(ctx.dim) / tau_values
+        return grad_v, grad_x, None, None, grad_tau, None, None
+
+
+class _TransformableProduct(_Product):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _Product.evaluate(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Product.save(ctx, inputs, output)
+        v, x, mask, state, tau_values, _, _ = inputs
+        ctx.save_for_forward(None if tau_values is None else v, x, mask, state, tau_values)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        v_tangent, _, _, _, tau_tangent, _, _ = tangents
+        v, x, mask, state, tau_values = ctx.saved_tensors
+        if v_tangent is None:
+            v_tangent = torch.zeros_like(x)
+        if tau_tangent is not None:
+            v_tangent = v_tangent - (v * (tau_tangent / tau_values).unsqueeze(ctx.dim)).to(v_tangent.dtype)
+        return product(v_tangent, x, mask, state, tau_values, ctx.tau, ctx.dim)

@@ -1,0 +1,63 @@
+"""Which kernels serve which device, and how they are called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+_modules: dict[str, Any] = {}
+_reason = ""
+try:
+    from . import _C
+except ImportError as error:  # not built, or built for another system: the reference serves, and says so
+    _reason = f" ({error})"
+else:
+    _modules = {name: getattr(_C, name) for name in ("cpu", "cuda") if hasattr(_C, name)}
+
+
+class Backend(NamedTuple):
+    """Kernels for one device type; `call(function, device, *arguments)` adds what a function takes at its end."""
+
+    kernels: Any  # with threshold, jvp, loss_forward, loss_backward
+    call: Callable[..., None]
+
+
+def _call_cpu(function: Callable[..., None], device: torch.device, *arguments: object) -> None:
+    function(*arguments, torch.get_num_threads())
+
+
+def _call_cuda(function: Callable[..., None], device: torch.device, *arguments: object) -> None:
+    workspace = []  # alive until everything is launched; then the allocator orders its reuse on the stream
+
+    def allocate(size: int) -> int:
+        workspace.append(torch.empty(size, dtype=torch.uint8, device=device))
+        return workspace[-1].data_ptr()
+
+    with torch.cuda.device(device):
+        function(*arguments, torch.cuda.current_stream(device).cuda_stream, allocate)
+
+
+BACKENDS = {name: Backend(kernels, {"cpu": _call_cpu, "cuda": _call_cuda}[name]) for name, kernels in _modules.items()}
+_announced: set[str] = set()
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels serve tensors on this device; tensors without data count as served."""
+    return device.type in BACKENDS or device.type == "meta"
+
+
+def backend_of(device: torch.device) -> Backend | None:
+    """The kernels for a device, or None: then the reference serves, and the first time this says so."""
+    backend = BACKENDS.get(device.type)
+    if backend is None and device.type not in _announced:
+        _announced.add(device.type)
+        warnings.warn(
+            f"hypersimplex_ext has no kernels for device type '{device.type}'{_reason}: "
+            "it computes in plain PyTorch there, which is slower.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return backend

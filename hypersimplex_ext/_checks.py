@@ -1,0 +1,143 @@
+"""Validation of what users pass: each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _ops, reference
+
+
+def logits(input: Tensor) -> None:
+    """Raise unless `input` is a real floating-point tensor with at least one dimension."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+    if input.dtype not in _ops.DTYPES:
+        raise TypeError(f"input must be float16, bfloat16, float32 or float64, got {input.dtype}")
+    if input.ndim == 0:
+        raise ValueError("input must have at least one dimension, got none")
+
+
+def dimension(dim: int, ndim: int) -> int:
+    """`dim` counted from the front."""
+    if not -ndim <= dim < ndim:
+        raise IndexError(f"dim must lie in [{-ndim}, {ndim - 1}] for an input with {ndim} dimensions, got {dim}")
+    return dim % ndim
+
+
+def choice(name: str, value: Any, allowed: dict[str, int]) -> int:
+    """The number that a word stands for."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return allowed[value]
+
+
+def number(name: str, value: object) -> float:
+    """`value` as a float; tensors are dealt with before."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} must be a real number or a Tensor, got {type(value).__name__}")
+    return value  # type: ignore[return-value]
+
+
+def mass(k: object, n: int) -> float:
+    """A number k in [0, n]."""
+    k = number("k", k)
+    if not 0 <= k <= n:
+        raise ValueError(f"k must lie in [0, {n}], the number of entries, got {k}")
+    return k
+
+
+def temperature(tau: object) -> float:
+    """A number tau in (0, inf)."""
+    tau = number("tau", tau)
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau must lie in (0, inf), got {tau}")
+    return tau
+
+
+def fraction(name: str, value: object) -> float:
+    """A number in [0, 1]."""
+    value = number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value
+
+
+def on_device(name: str, value: Tensor, like: Tensor) -> Tensor:
+    """A tensor on the device of `like`; a single number may come from the CPU."""
+    if value.device == like.device:
+        return value
+    if value.ndim == 0:
+        return value.to(like.device)
+    raise ValueError(f"{name} must be on {like.device} like input, got {value.device}")
+
+
+def per_vector(name: str, value: Tensor, like: Tensor, shape: tuple[int, ...], meaning: str) -> Tensor:
+    """Real numbers that broadcast to `shape`, broadcast, as wide as numbers per vector are kept."""
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    value = on_device(name, value, like)
+    if not _broadcasts(value.shape, shape):
+        raise ValueError(f"{name} must broadcast to {list(shape)}, {meaning}, got shape {list(value.shape)}")
+    return value.to(reference.wide_dtype(like.device)).expand(shape)
+
+
+def mask(value: Any, like: Tensor) -> Tensor:
+    """A bool mask broadcast to the shape of `like`."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        came = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"mask must be a bool Tensor, got {came}")
+    if not _broadcasts(value.shape, tuple(like.shape)):
+        raise ValueError(f"mask must broadcast to input's shape {list(like.shape)}, got shape {list(value.shape)}")
+    return on_device("mask", value, like).expand(like.shape)
+
+
+def _broadcasts(sizes: torch.Size, shape: tuple[int, ...]) -> bool:
+    aligned = zip(reversed(sizes), reversed(shape), strict=False)
+    return len(sizes) <= len(shape) and all(size in (1, due) for size, due in aligned)
+
+
+def integer(name: str, value: object) -> int:
+    """An integer that is no bool."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    return value  # type: ignore[return-value]
+
+
+def sample_shape(input: Tensor) -> tuple[int, ...]:
+    """The shape of what a loss has one of per sample: [N, d...] for logits [N, C, d...] or [N]."""
+    return (input.shape[0], *input.shape[2:])
+
+
+def target(target: Any, input: Tensor) -> Tensor:
+    """Class indices as int64, or dense targets in the dtype of `input`."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
+    if target.device != input.device:
+        raise ValueError(f"target must be on {input.device} like input, got {target.device}")
+    if target.shape == input.shape:
+        if target.is_complex():
+            raise TypeError(f"target must be real, got {target.dtype}")
+        return target.to(input.dtype)
+    if input.ndim == 1 or target.shape != sample_shape(input):
+        indices = "" if input.ndim == 1 else f"class indices of shape {list(sample_shape(input))} or "
+        raise ValueError(
+            f"target must be {indices}dense of shape {list(input.shape)} for an input of shape {list(input.shape)}, "
+            f"got shape {list(target.shape)}"
+        )
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"target must hold class indices as int64 or uint8, got {target.dtype}")
+    return target.to(torch.int64)
+
+
+def weight(name: str, value: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Weights of exactly this shape, as wide as numbers per vector are kept."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+    return per_vector(name, value, like, shape, "")

@@ -1,0 +1,273 @@
+"""The operators as PyTorch sees them: schema, shapes for tracing, batching rule, allocation, call into the kernels.
+
+What there is one of per vector has the shape of `x` without dimension `dim`, here [*rest]: k_values and tau_values are
+float64 [*rest], the state of a projection is float64 [2, *rest]. `mask` has the shape of `x`, `dim` is not negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _layout, reference
+from ._backends import backend_of
+from ._layout import Four, Samples, Vectors
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+LOSS_STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
+
+_LIBRARY = torch.library.Library("hypersimplex_ext", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function under this schema for every device, and `fake` for tracing."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = schema.partition("(")[0]
+        _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"hypersimplex_ext::{name}", fake, lib=_LIBRARY)
+        overload: Callable[..., Any] = getattr(torch.ops.hypersimplex_ext, name).default
+        return overload
+
+    return register
+
+
+# ---- projection ----
+
+
+def _prepare(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Vectors, Tensor]:
+    """The logits with masked entries at -inf, their layout, and an uninitialised result; for fake tensors too."""
+    filled = x if mask is None else x.masked_fill(~mask, -math.inf)
+    filled, layout = _layout.vectors(filled, dim)
+    return filled, layout, _layout.output_like(x, layout)
+
+
+def _per_vector(x: Tensor, dim: int, rows: int) -> Tensor:
+    return x.new_empty((rows, *_layout.rest(x.shape, dim)), dtype=reference.wide_dtype(x.device))
+
+
+def _threshold_fake(
+    x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    return _prepare(x, mask, dim)[2], _per_vector(x, dim, 2)
+
+
+@_operator(
+    "threshold(Tensor x, Tensor? mask, Tensor? k_values, float k, Tensor? tau_values, float tau, int dim)"
+    " -> (Tensor y, Tensor state)",
+    _threshold_fake,
+)
+def threshold(
+    x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    """The projection of Eq. 4.3, like `x`, and its state."""
+    _check_values("k", k_values, x.shape[dim])
+    _check_values("tau", tau_values)
+    x, layout, y = _prepare(x, mask, dim)
+    state = _per_vector(x, dim, 2)
+    if x.numel() == 0:
+        state[0], state[1] = math.inf, 0.0
+        return y, state
+    backend = backend_of(x.device)
+    if backend is None:
+        temperature = tau if tau_values is None else tau_values
+        state.copy_(reference.threshold(x, k if k_values is None else k_values, temperature, dim))
+        return y.copy_(reference.evaluate(x, state, temperature, dim)), state
+    k_values, tau_values = _contiguous(k_values), _contiguous(tau_values)
+    backend.call(
+        backend.kernels.threshold,
+        x.device,
+        *(DTYPES[x.dtype], layout.shape, *_located(x, layout)),
+        *(_address(k_values), k, _address(tau_values), tau),
+        *(*_located(y, layout), state.data_ptr()),
+    )
+    return y, state
+
+
+def _jvp_fake(
+    x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
+) -> Tensor:
+    return _prepare(x, mask, dim)[2]
+
+
+@_operator(
+    "jvp(Tensor x, Tensor? mask, Tensor v, Tensor state, Tensor? tau_values, float tau, int dim) -> Tensor", _jvp_fake
+)
+def jvp(
+    x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
+) -> Tensor:
+    """J v / tau, J = diag(1_A) - 1_A 1_A^T / |A|: the product with the Jacobian in x, and with its transpose."""
+    return _multiply(x, mask, v, state, tau_values, tau, dim, rows=0)[0]
+
+
+def _vjp_fake(
+    x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    return _prepare(x, mask, dim)[2], _per_vector(x, dim, 2)
+
+
+@_operator(
+    "vjp(Tensor x, Tensor? mask, Tensor v, Tensor state, Tensor? tau_values, float tau, int dim)"
+    " -> (Tensor out, Tensor sums)",
+    _vjp_fake,
+)
+def vjp(
+    x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    """`jvp`, and the gradients in k, mean_A(v), and in tau, -(1 / tau) sum_A (v - mean_A(v)) y: [2, *rest]."""
+    return _multiply(x, mask, v, state, tau_values, tau, dim, rows=2)
+
+
+def _multiply(
+    x: Tensor,
+    mask: Tensor | None,
+    v: Tensor,
+    state: Tensor,
+    tau_values: Tensor | None,
+    tau: float,
+    dim: int,
+    rows: int,  # of sums: 0 or 2
+) -> tuple[Tensor, Tensor]:
+    x, layout, out = _prepare(x, mask, dim)
+    sums = _per_vector(x, dim, rows)
+    if x.numel() == 0:
+        return out, sums.zero_()
+    backend = backend_of(x.device)
+    if backend is None:
+        product, row_sums = reference.jvp(x, v, state, tau if tau_values is None else tau_values, dim)
+        return out.copy_(product), sums.copy_(row_sums[:rows])
+    v = v.to(x.dtype)
+    if layout.strides(v) is None:
+        v = v.contiguous()
+    state, tau_values = state.contiguous(), _contiguous(tau_values)
+    backend.call(
+        backend.kernels.jvp,
+        x.device,
+        *(DTYPES[x.dtype], layout.shape, *_located(x, layout), *_located(v, layout), state.data_ptr()),
+        *(_address(tau_values), tau, *_located(out, layout)),
+        *((sums[0].data_ptr(), sums[1].data_ptr()) if rows else (0, 0)),
+    )
+    return out, sums
+
+
+# ---- loss ----
+
+_LOSS_ARGUMENTS = (
+    "Tensor x, Tensor target, Tensor? k_values, float k, int mass_kind, Tensor? tau_values, float tau, Tensor? weight,"
+    " Tensor? sample_weight, int ignore_index, float label_smoothing, int kind, int reduction"
+)
+
+
+def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
+    classes = x.shape[1] if x.ndim > 1 else 1
+    return x.new_empty(()), x.new_empty(LOSS_STATE_ROWS * classes + 1, dtype=torch.float64)
+
+
+@_operator(f"loss_forward({_LOSS_ARGUMENTS}) -> (Tensor loss, Tensor state)", _loss_forward_fake)
+def loss_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The loss, and what its backward needs: `LOSS_STATE_ROWS` rows [C], then the scale."""
+    x, layout = _layout.samples(x)
+    _check_values("k", arguments[1], layout.shape[2] * layout.shape[3])
+    _check_values("tau", arguments[4])
+    loss, state = _loss_forward_fake(x)
+    if x.numel() == 0:
+        state.zero_()[: layout.shape[1]] = math.inf
+        return loss.fill_(math.nan if arguments[-1] == 0 else 0.0), state
+    _call_loss("loss_forward", x, layout, arguments, state, loss.data_ptr())
+    return loss, state
+
+
+def _loss_backward_fake(grad: Tensor, state: Tensor, x: Tensor, *_arguments: object) -> Tensor:
+    return _layout.output_like(*_layout.samples(x))
+
+
+@_operator(f"loss_backward(Tensor grad, Tensor state, {_LOSS_ARGUMENTS}) -> Tensor", _loss_backward_fake)
+def loss_backward(grad: Tensor, state: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+    """The gradient of the loss in `x`."""
+    x, layout = _layout.samples(x)
+    out = _layout.output_like(x, layout)
+    if x.numel():
+        grad = grad.to(x.dtype)
+        _call_loss("loss_backward", x, layout, arguments, state.contiguous(), grad.data_ptr(), *_located(out, layout))
+    return out
+
+
+def _call_loss(
+    name: str, x: Tensor, layout: Samples, arguments: tuple[Any, ...], state: Tensor, *results: int | Four
+) -> None:
+    (target, k_values, k, mass_kind, tau_values, tau, weight, sample_weight, *options) = arguments
+    backend = backend_of(x.device)
+    assert backend is not None  # without kernels the loss is composed of the operators above
+    dense = target.shape == x.shape
+    strides = layout.strides(target) if dense else layout.index_strides(target)
+    if strides is None:
+        target = target.contiguous()
+        strides = layout.strides(target) if dense else layout.index_strides(target)
+    k_values, tau_values = _contiguous(k_values), _contiguous(tau_values)
+    weight, sample_weight = _contiguous(weight), _contiguous(sample_weight)
+    backend.call(
+        getattr(backend.kernels, name),
+        x.device,
+        *(DTYPES[x.dtype], layout.shape, *_located(x, layout), int(dense), target.data_ptr(), strides),
+        *(mass_kind, _address(k_values), k, _address(tau_values), tau, _address(weight), _address(sample_weight)),
+        *(*options, state.data_ptr(), *results),
+    )
+
+
+# ---- arguments ----
+
+
+def _located(t: Tensor, layout: Vectors | Samples) -> tuple[int, Four]:
+    strides = layout.strides(t)
+    assert strides is not None, (layout, t.shape, t.stride())
+    return t.data_ptr(), strides
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _check_values(name: str, values: Tensor | None, n: int | None = None) -> None:
+    """Raise for numbers outside [0, n], or (0, inf), on the CPU; elsewhere that would wait for the device."""
+    if values is None or values.device.type != "cpu":
+        return
+    allowed = (values > 0) & (values < math.inf) if n is None else (values >= 0) & (values <= n)
+    wrong = values[~allowed]
+    if wrong.numel():
+        interval = "(0, inf)" if n is None else f"[0, {n}]"
+        raise ValueError(f"{name} must lie in {interval}, got {wrong.flatten()[0].item():g}")
+
+
+# ---- batching rules: the new dimension goes in front, but behind the rows of a state ----
+
+
+def _batched(t: Any, at: int | None, size: int, to: int) -> Any:
+    """Move the batch dimension of a tensor to `to`, or make one there."""
+    if not isinstance(t, Tensor):
+        return t
+    return t.movedim(at, to) if at is not None else t.unsqueeze(to).expand(*t.shape[:to], size, *t.shape[to:])
+
+
+def _register_batching(operator: Callable[..., Any], name: str, state_at: int | None, out_dims: Any) -> None:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        *others, dim = (
+            _batched(t, at, info.batch_size, int(i == state_at))
+            for i, (t, at) in enumerate(zip(arguments, in_dims, strict=True))
+        )
+        return operator(*others, dim + 1), out_dims
+
+    torch.library.register_vmap(f"hypersimplex_ext::{name}", rule, lib=_LIBRARY)
+
+
+_register_batching(threshold, "threshold", None, (0, 1))
+_register_batching(jvp, "jvp", 3, 0)
+_register_batching(vjp, "vjp", 3, (0, 1))

@@ -1,0 +1,301 @@
+"""Operators on tensors: the projection onto the hypersimplex and the loss built on it.
+
+C. Gomez, P. Wang, L. Tang, "Differentiable Zero-One Loss via Hypersimplex Projections", PAKDD 2026, arXiv 2602.23336.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from . import _checks, _layout, _loss
+from ._autograd import project
+
+__all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
+
+KINDS = {"squared": _loss.SQUARED, "fenchel_young": _loss.FENCHEL_YOUNG}
+REDUCTIONS = {"mean": _loss.MEAN, "sum": _loss.SUM, "none": _loss.NONE}
+
+
+@overload
+def soft_binary_argmax(
+    input: Tensor,
+    k: float | Tensor,
+    tau: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    return_threshold: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def soft_binary_argmax(
+    input: Tensor,
+    k: float | Tensor,
+    tau: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    return_threshold: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def soft_binary_argmax(
+    input: Tensor,
+    k: float | Tensor,
+    tau: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    return_threshold: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Differentiable top-k: project `input / tau` onto the (n, k)-hypersimplex along a dimension.
+
+    For each vector x of n logits along `dim`, with z = x / tau,
+
+    .. math:: y = \arg\min \lVert y - z \rVert^2 \;\text{ over }\; \{ y \in [0, 1]^n : \textstyle\sum_i y_i = k \},
+              \qquad y_i = \operatorname{clip}((x_i - t) / \tau, 0, 1)
+
+    where the threshold t makes the entries sum to k (Eq. 4.3 of the paper). As tau goes to 0, y goes to the indicator
+    of the k largest entries; as tau grows, to k / n everywhere. k = 1 is sparsemax. Gradients flow to `input`, `tau`
+    and `k`; they are zero on entries that are exactly 0 or 1.
+
+    Args:
+        input: Logits of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
+            Half types are computed in float32. Under autocast, half logits are taken as float32.
+        k: Mass, the sum of y: a number in [0, n], fractions allowed, or a tensor that broadcasts to the shape of
+            `input` without dimension `dim`.
+        tau: Temperature in the units of `input`: a number in (0, inf), or a tensor like `k`.
+        dim: The dimension to project along.
+        mask: Bool tensor that broadcasts to the shape of `input`; True entries take part, the others are as -inf.
+        return_threshold: Also return t.
+
+    Returns:
+        y with the shape and dtype of `input`. With `return_threshold`, (y, t): t has the shape of `input` without
+        `dim`, is in the units of `input`, float64 for float64 input and float32 otherwise, and carries no gradient.
+        Where no entry lies strictly between 0 and 1, t is the middle of the thresholds that give y; it is +inf where k
+        = 0, or at least k entries are +inf, and -inf where at most k entries take part.
+
+    A nan makes its vector nan. Entries of +inf share k equally if there are at least k of them, else are 1; entries of
+    -inf are 0, and if at most k others remain, those are all 1 (and the sum falls short of k). Neither has a gradient.
+
+    Raises:
+        TypeError: `input` is not of a floating-point dtype above, `k` or `tau` is a bool or no number, `mask` is not
+            bool.
+        ValueError: `k` or `tau` is out of range, or a shape does not broadcast. A tensor `k` or `tau` on another device
+            than the CPU is not looked into: vectors with a value out of range become nan.
+        IndexError: `dim` is out of range.
+
+    Equivalent to (one vector, up to rounding)::
+
+        z = input / tau
+        low, high = z.min() - 1, z.max()
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (z - middle).clamp(0, 1).sum() >= k else (low, middle)
+        y = (z - low).clamp(0, 1)
+
+    Example:
+        >>> x = torch.tensor([0.1, 1.6, 1.0])
+        >>> soft_binary_argmax(x, k=1)
+        tensor([0.0000, 0.8000, 0.2000])
+        >>> soft_binary_argmax(x, k=1, tau=10.0)
+        tensor([0.2533, 0.4033, 0.3433])
+    """
+    _checks.logits(input)
+    dim = _checks.dimension(dim, input.ndim)
+    input = _autocast(input)
+    k_values, k = _per_vector("k", k, input, dim)
+    tau_values, tau = _per_vector("tau", tau, input, dim)
+    if mask is not None:
+        mask = _checks.mask(mask, input)
+    y, state = project(input, mask, k_values, k, tau_values, tau, dim)
+    if not return_threshold:
+        return y
+    return y, (state[0] + state[1]).to(torch.promote_types(input.dtype, torch.float32))
+
+
+def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tuple[Tensor | None, float]:
+    """A number per vector, or one number for all."""
+    if isinstance(value, Tensor):
+        shape = _layout.rest(input.shape, dim)
+        return _checks.per_vector(name, value, input, shape, f"the shape of input without dimension {dim}"), 0.0
+    return None, _checks.mass(value, input.shape[dim]) if name == "k" else _checks.temperature(value)
+
+
+def _autocast(input: Tensor) -> Tensor:
+    """Under autocast compute in float32, as PyTorch's softmax and losses do."""
+    if torch.is_autocast_enabled(input.device.type) and input.dtype.itemsize == 2:
+        return input.float()
+    return input
+
+
+def binary_argmax(input: Tensor, k: int, dim: int = -1) -> Tensor:
+    """Ones on the k largest entries, zeros elsewhere: the limit of `soft_binary_argmax` as tau goes to 0.
+
+    Among equal entries those with the lower index go first, so there are exactly k ones, except that an entry of -inf
+    is never one. A nan makes its vector nan. There is no gradient.
+
+    Args:
+        input: Logits of any shape with at least one dimension; float16, bfloat16, float32 or float64.
+        k: How many ones, an integer in [0, n].
+        dim: The dimension to choose along.
+
+    Returns:
+        A tensor with the shape and dtype of `input`.
+
+    Raises:
+        TypeError: `input` is not of a floating-point dtype above, or `k` is not an integer.
+        ValueError: `k` is out of range.
+        IndexError: `dim` is out of range.
+
+    Example:
+        >>> binary_argmax(torch.tensor([0.1, 1.6, 1.0]), k=2)
+        tensor([0., 1., 1.])
+    """
+    _checks.logits(input)
+    dim = _checks.dimension(dim, input.ndim)
+    k = _checks.integer("k", k)
+    _checks.mass(k, input.shape[dim])
+    with torch.no_grad():
+        if k == 0:
+            chosen = torch.zeros_like(input, dtype=torch.bool)
+        else:
+            last = input.topk(k, dim).values.narrow(dim, k - 1, 1)
+            above, tied = input > last, input == last
+            chosen = above | (tied & (tied.cumsum(dim) <= k - above.sum(dim, keepdim=True)))
+            chosen &= input != -torch.inf
+        return chosen.to(input.dtype).masked_fill(input.isnan().any(dim, keepdim=True), torch.nan)
+
+
+def hypersimplex_loss(
+    input: Tensor,
+    target: Tensor,
+    k: float | Tensor | Literal["targets"] = "targets",
+    tau: float | Tensor = 1.0,
+    *,
+    kind: str = "squared",
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""The HyperSimplex loss: a differentiable zero-one loss with one projection per class over the batch.
+
+    With logits x [n, C], targets t [n, C] and z = x / tau, column c of p is `soft_binary_argmax(x[:, c], k_c, tau_c)`,
+    and
+
+    .. math::
+        \text{squared (the paper's):}\quad l_{ic} &= (p_{ic} - t_{ic})^2 \\
+        \text{Fenchel-Young:}\quad l_{ic} &= \tfrac12 (z_{ic} - t_{ic})^2 - \tfrac12 (z_{ic} - p_{ic})^2
+
+    The squared loss has no gradient on saturated entries (p exactly 0 or 1), also not on those saturated to the wrong
+    side. The Fenchel-Young loss is convex with gradient (p - t) / tau, and its sum over a class is zero only where p =
+    t.
+
+    Either loss is blind to a shift of a class's logits, so prediction needs a threshold per class:
+    see :class:`hypersimplex_ext.nn.HyperSimplexLoss`, which keeps them.
+
+    With class indices or dense targets, reduction "mean" or "sum" and a gradient in `input` alone, forward and backward
+    are
+    fused: nothing is expanded to one-hot, copied or kept per element. Anything else that requires grad is served too.
+
+    Args:
+        input: Logits [n, C], [n] (binary), or [N, C, d1, ...] (samples n = N * d1 * ...); float16, bfloat16, float32 or
+            float64. Half types are computed in float32. Under autocast, half logits are taken as float32.
+        target: Class indices in [0, C), int64 or uint8, [n] or [N, d1, ...]; or dense targets in [0, 1] of any real
+            dtype with the shape of `input`, such as probabilities, multi-hot rows, or for binary logits labels 0 and 1.
+        k: Mass of each class. "targets": the sum of its targets, so their exact number for class indices. A float in
+            [0, 1]: that fraction of the samples, rounded down. An int in [0, n]: this number (1 is one sample, 1.0 the
+            whole batch). A tensor [C], or of one element for all classes: these numbers, fractions allowed.
+        tau: Temperature in the units of `input`: a number in (0, inf), or a tensor [C].
+        kind: "squared" or "fenchel_young".
+        weight: Weight of each class, [C].
+        sample_weight: Weight of each sample, [n] or [N, d1, ...]. It has no part in the projection or in k.
+        ignore_index: Samples with this class index are left out of projection, counts and mean. Class indices only.
+        label_smoothing: eps in [0, 1]; targets become (1 - eps) t + eps / max(C, 2).
+        reduction: "mean", with w and s the class and sample weights: sum of w_c s_i l_ic over the sum of w_c s_i, over
+            all classes and the samples that take part; "sum": sum of w_c s_i l_ic; "none": w_c s_i l_ic in the shape of
+            `input`.
+
+    Returns:
+        The loss in the dtype of `input`. Without any sample, the mean is nan and the sum 0.
+
+    Raises:
+        TypeError: A dtype or type is not as above; `k` or `tau` is a bool.
+        ValueError: A shape does not fit, or a number or word is not among those allowed.
+        IndexError: A class index is out of range (on the CPU; on CUDA a device-side assertion fails, as in PyTorch's
+            losses).
+
+    Equivalent to (class indices, kind "squared", up to rounding)::
+
+        t = torch.nn.functional.one_hot(target, input.shape[1]).to(input.dtype)
+        p = soft_binary_argmax(input, k=t.sum(0), tau=tau, dim=0)
+        loss = torch.nn.functional.mse_loss(p, t)
+
+    Example:
+        >>> x = torch.tensor([[2.0, 0.0], [0.5, 0.0], [0.0, 0.3]])
+        >>> hypersimplex_loss(x, torch.tensor([0, 1, 1]))
+        tensor(0.0878)
+    """
+    return loss_and_statistics(
+        input, target, k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction
+    )[0]
+
+
+def loss_and_statistics(
+    input: Tensor,
+    target: Tensor,
+    k: float | Tensor | Literal["targets"],
+    tau: float | Tensor,
+    kind: str,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[Tensor, _loss.Statistics]:
+    """`hypersimplex_loss`, and a function that returns the thresholds and the numbers of active entries, [C] each."""
+    _checks.logits(input)
+    input = _autocast(input)
+    target = _checks.target(target, input)
+    classes = input.shape[1] if input.ndim > 1 else 1
+    k_values, k, mass_kind = _loss_mass(k, input, classes)
+    tau_values = None
+    if isinstance(tau, Tensor):
+        tau_values, tau = _checks.per_vector("tau", tau, input, (classes,), "the number of classes"), 0.0
+    else:
+        tau = _checks.temperature(tau)
+    if weight is not None:
+        weight = _checks.weight("weight", weight, input, (classes,))
+    if sample_weight is not None:
+        sample_weight = _checks.weight("sample_weight", sample_weight, input, _checks.sample_shape(input))
+    arguments = _loss.Arguments(
+        target,
+        k_values,
+        k,
+        mass_kind,
+        tau_values,
+        tau,
+        weight,
+        sample_weight,
+        _checks.integer("ignore_index", ignore_index),
+        _checks.fraction("label_smoothing", label_smoothing),
+        _checks.choice("kind", kind, KINDS),
+        _checks.choice("reduction", reduction, REDUCTIONS),
+    )
+    return _loss.loss(input, arguments)
+
+
+def _loss_mass(k: float | Tensor | Literal["targets"], input: Tensor, classes: int) -> tuple[Tensor | None, float, int]:
+    """`k` as (numbers per class or None, number, the kind of mass)."""
+    if isinstance(k, str):
+        _checks.choice("k", k, {"targets": _loss.TARGETS})
+        return None, 0.0, _loss.TARGETS
+    if isinstance(k, Tensor):
+        return _checks.per_vector("k", k, input, (classes,), "the number of classes"), 0.0, _loss.VALUE
+    if not isinstance(k, (int, numbers.Integral, torch.SymInt)):
+        return None, _checks.fraction("k", k), _loss.FRACTION
+    return None, _checks.mass(_checks.integer("k", k), math.prod(_checks.sample_shape(input))), _loss.VALUE
