@@ -127,6 +127,8 @@ struct Search {
   double f_lo, f_hi;
   double last_g, last_h;  // the counts whose closed form t is; -1 when t is none
   int bad;                // consecutive steps that did not halve the bracket
+  int flat;               // the last step found no entry active and moved hi (-1) or lo (+1), and a jump() pays; or 0
+  int jumps;              // how many more may pay
   SearchStatus status;
 
   // `count` finite entries lie between min and max, `infinite` are +inf; infinite < k < infinite + count. No entry's y
@@ -142,6 +144,8 @@ struct Search {
     f_hi = (infinite - k) * tau;
     last_g = last_h = -1;
     bad = 0;
+    flat = 0;
+    jumps = 2;
     status = SearchStatus::kSearching;
     double share = tau * ((k - infinite) / count);
     Pair least = renormalised<T>(double(min), -share), most = renormalised<T>(double(max), -share);
@@ -183,6 +187,7 @@ struct Search {
       f_hi = f;
     }
     double narrowed = difference(hi, lo);
+    flat = 0;
     bool same = at.g == last_g && at.h == last_h;  // t solves these very counts, so newton does, and exactly
     bool tight = narrowed <= 1e-9 * tau;           // rounding decides on which side of t an entry falls
     if (same || tight || f == 0) {
@@ -198,10 +203,26 @@ struct Search {
       last_h = at.h;
       return;
     }
+    if (active == 0 && wide() && jumps-- > 0) flat = f > 0 ? 1 : -1;
+    aim(bad < 2);
+  }
+
+  // With no entry active f is constant from the greatest entry below, `zero`, to tau below the least one above, `one`:
+  // the end of the bracket that moved there moves on. This costs the caller a sweep and may be left out; it is what
+  // keeps far outliers and entries masked with huge numbers cheap.
+  HYPERSIMPLEX_HOST_DEVICE void jump(T zero, T one) {
+    Pair edge = flat < 0 ? Pair{double(zero), 0.0} : renormalised<T>(double(one), -tau);
+    if (inside(edge)) (flat < 0 ? hi : lo) = edge;
+    flat = 0;
+    aim(bad < 2);
+  }
+
+ private:
+  HYPERSIMPLEX_HOST_DEVICE void aim(bool by_secant) {
     last_g = last_h = -1;
-    Pair secant = renormalised<T>(lo.p, lo.d + narrowed * (f_lo / (f_lo - f_hi)));
+    Pair secant = renormalised<T>(lo.p, lo.d + difference(hi, lo) * (f_lo / (f_lo - f_hi)));
     if (wide()) secant.d = 0;
-    t = bad < 2 && inside(secant) ? secant : bisected();
+    t = by_secant && inside(secant) ? secant : bisected();
   }
 };
 

@@ -137,6 +137,7 @@ class PanelSolver {
     double last_q = -1, z = 0;
     for (int c = 0; c < columns_; ++c) {
       searching_at_[c] = false;
+      search_[c].status = SearchStatus::kFound;
       set_lane(lanes_, c, HUGE_VAL, 0, 1);
       if (c >= panel_.live) continue;
       int64_t v = panel_.vector(c);
@@ -168,13 +169,42 @@ class PanelSolver {
   void step(double* p, double* d) {
     LaneSums sums;
     sweep_thresholds(sums);
+    bool flat = false;
     for (int c = 0; c < columns_; ++c) {
       if (!searching_at_[c]) continue;
       Search<T>& search = search_[c];
       search.step({sums.a[c], sums.b[c], sums.c[c]});
       set_lane(lanes_, c, search.t.p, search.t.d, search.tau);
+      flat |= search.flat != 0;
       if (search.status != SearchStatus::kSearching) settle(c, p, d);
     }
+    if (flat) jump();
+  }
+
+  // Lets the vectors whose search has met a flat piece of f leave it.
+  void jump() {
+    alignas(64) T floor[kMaxLanes];
+    for (int c = 0; c < columns_; ++c) {
+      const Search<T>& search = search_[c];
+      bool leaves = searching_at_[c] && search.flat != 0;
+      floor[c] = leaves ? active_floor<T>(search.flat < 0 ? search.hi : search.lo) : T(0);
+    }
+    LaneRange<T> range;
+    sweep_edges(floor, range);
+    for (int c = 0; c < columns_; ++c) {
+      Search<T>& search = search_[c];
+      if (!searching_at_[c] || search.flat == 0) continue;
+      search.jump(range.high[c], range.low[c]);
+      set_lane(lanes_, c, search.t.p, search.t.d, search.tau);
+    }
+  }
+
+  // The greatest entry at or below floor and the least above it.
+  void sweep_edges(T* floor, LaneRange<T>& range) {
+    repeat(floor, plan_.width, columns_);
+    sweep_entries(range, [&](const T* x, int64_t steps, int64_t stride, LaneRange<T>& out) {
+      sweep_gap(x, steps, stride, plan_.width, floor, out);
+    });
   }
 
   void settle(int c, double* p, double* d) {
@@ -217,11 +247,8 @@ class PanelSolver {
     for (int c = 0; c < columns_; ++c)
       if (c < panel_.live && search_[c].status == SearchStatus::kGapBelow)
         lanes_.floor[c] = from_ordered<T>(to_ordered(lanes_.ceiling[c]) - 1);
-    repeat(lanes_.floor, plan_.width, columns_);
     LaneRange<T> range;
-    sweep_entries(range, [&](const T* x, int64_t steps, int64_t stride, LaneRange<T>& out) {
-      sweep_gap(x, steps, stride, plan_.width, lanes_.floor, out);
-    });
+    sweep_edges(lanes_.floor, range);
     for (int c = 0; c < panel_.live; ++c) {
       if (search_[c].status != SearchStatus::kGapBelow && search_[c].status != SearchStatus::kGapAbove) continue;
       Pair t = gap_middle<T>(range.high[c], range.low[c], search_[c].tau);
