@@ -25,7 +25,8 @@ if(HYPERSIMPLEX_CUDA STREQUAL "OFF")
 endif()
 
 file(GLOB HYPERSIMPLEX_CUDA_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
-if(NOT HYPERSIMPLEX_CUDA_SOURCES)
+list(LENGTH HYPERSIMPLEX_CUDA_SOURCES count)
+if(count LESS 3)
   hypersimplex_no_cuda("csrc/cuda holds no kernels" "restore csrc/cuda")
 endif()
 

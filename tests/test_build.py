@@ -118,6 +118,7 @@ PLAIN_PATH = "/usr/bin:/bin"  # where a C++ compiler usually is, and nvcc usuall
 
 
 def configure(folder, *options, **environment):
+    """Exit status and output, on one line, of configuring the project."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     cmake, ninja = (shutil.which(name, path=path) for name in ("cmake", "ninja"))
     pybind11 = pytest.importorskip("pybind11")
@@ -126,7 +127,7 @@ def configure(folder, *options, **environment):
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA", "CMAKE", "HYPERSIMPLEX"))}
     tools = {"CMAKE_MAKE_PROGRAM": ninja, "Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir()}
     defined = [f"-D{name}={value}" for name, value in tools.items()]
-    return subprocess.run(
+    process = subprocess.run(
         [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *defined, *options],
         env=inherited | environment,
         stdout=subprocess.PIPE,
@@ -134,6 +135,7 @@ def configure(folder, *options, **environment):
         text=True,
         timeout=300,
     )
+    return process.returncode, " ".join(process.stdout.split())
 
 
 @pytest.fixture
@@ -143,53 +145,56 @@ def path_without_nvcc():
     return PLAIN_PATH
 
 
-def test_cuda_asked_for_and_not_found_is_an_error_with_a_remedy(tmp_path, path_without_nvcc):
-    result = configure(tmp_path, "-DHYPERSIMPLEX_CUDA=ON", PATH=path_without_nvcc)
-    assert result.returncode != 0
-    message = " ".join(result.stdout.split())
-    assert "HYPERSIMPLEX_CUDA=ON, but no nvcc was found on PATH, in CUDA_HOME or in CUDA_PATH" in message
-    assert "set CUDA_HOME to its folder, or build for the CPU alone with HYPERSIMPLEX_CUDA=OFF" in message
-
-
-def test_cuda_not_found_means_a_cpu_build(tmp_path, path_without_nvcc):
-    result = configure(tmp_path, PATH=path_without_nvcc)
-    assert result.returncode == 0, result.stdout
-    assert "Building for the CPU alone: no nvcc was found" in result.stdout
-
-
-@pytest.mark.parametrize("place", ["PATH", "CUDA_HOME", "CUDA_PATH"])
-def test_broken_toolkit_means_a_cpu_build(tmp_path, path_without_nvcc, place):
+@pytest.fixture
+def broken_toolkit(tmp_path):
     nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text("#!/bin/sh\necho 'nvcc fatal: broken' >&2\nexit 1\n")
     nvcc.chmod(0o755)
-    if place == "PATH":
-        environment = {"PATH": f"{nvcc.parent}:{path_without_nvcc}"}
-    else:
-        environment = {"PATH": path_without_nvcc, place: str(nvcc.parents[1])}
-    result = configure(tmp_path / "auto", **environment)
-    assert result.returncode == 0, result.stdout
-    assert f"Building for the CPU alone: {nvcc} cannot compile" in " ".join(result.stdout.split())
-    if place == "PATH":
-        result = configure(tmp_path / "on", "-DHYPERSIMPLEX_CUDA=ON", **environment)
-        assert result.returncode != 0
-        assert f"HYPERSIMPLEX_CUDA=ON, but {nvcc} cannot compile" in " ".join(result.stdout.split())
+    return nvcc.parents[1]
+
+
+def test_cuda_asked_for_and_not_found_is_an_error_with_a_remedy(tmp_path, path_without_nvcc):
+    status, output = configure(tmp_path, "-DHYPERSIMPLEX_CUDA=ON", PATH=path_without_nvcc)
+    assert status != 0
+    assert "HYPERSIMPLEX_CUDA=ON, but no nvcc was found on PATH, in CUDA_HOME or in CUDA_PATH" in output
+    assert "set CUDA_HOME to its folder, or build for the CPU alone with HYPERSIMPLEX_CUDA=OFF" in output
+
+
+def test_cuda_not_found_means_a_cpu_build(tmp_path, path_without_nvcc):
+    status, output = configure(tmp_path, PATH=path_without_nvcc)
+    assert status == 0, output
+    assert "Building for the CPU alone: no nvcc was found" in output
+
+
+@pytest.mark.parametrize("place", ["PATH", "CUDA_HOME", "CUDA_PATH"])
+def test_broken_toolkit_means_a_cpu_build(tmp_path, path_without_nvcc, broken_toolkit, place):
+    where = f"{broken_toolkit}/bin:{path_without_nvcc}" if place == "PATH" else str(broken_toolkit)
+    status, output = configure(tmp_path / "build", **({"PATH": path_without_nvcc} | {place: where}))
+    assert status == 0, output
+    assert f"Building for the CPU alone: {broken_toolkit}/bin/nvcc cannot compile" in output
+
+
+def test_cuda_asked_for_and_broken_is_an_error(tmp_path, broken_toolkit):
+    status, output = configure(tmp_path / "build", "-DHYPERSIMPLEX_CUDA=ON", CUDA_HOME=str(broken_toolkit))
+    assert status != 0
+    assert f"HYPERSIMPLEX_CUDA=ON, but {broken_toolkit}/bin/nvcc cannot compile" in output
 
 
 def test_cuda_choice_is_one_of_three(tmp_path):
-    result = configure(tmp_path, "-DHYPERSIMPLEX_CUDA=maybe")
-    assert result.returncode != 0
-    assert "HYPERSIMPLEX_CUDA must be ON, OFF or AUTO, got 'maybe'" in " ".join(result.stdout.split())
+    status, output = configure(tmp_path, "-DHYPERSIMPLEX_CUDA=maybe")
+    assert status != 0
+    assert "HYPERSIMPLEX_CUDA must be ON, OFF or AUTO, got 'maybe'" in output
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA toolkit")
 def test_cuda_architectures(tmp_path):
-    asked = configure(tmp_path, "-DCMAKE_CUDA_ARCHITECTURES=86;90-virtual")
-    assert asked.returncode == 0, asked.stdout
-    assert "architectures 86,90-virtual." in asked.stdout
-    default = configure(tmp_path, "-U", "CMAKE_CUDA_ARCHITECTURES")
+    status, output = configure(tmp_path, "-DCMAKE_CUDA_ARCHITECTURES=86;90-virtual")
+    assert status == 0, output
+    assert "architectures 86,90-virtual." in output
+    status, output = configure(tmp_path, "-U", "CMAKE_CUDA_ARCHITECTURES")
+    assert status == 0, output
     if torch.cuda.is_available():
-        own = "{}{}-real".format(*torch.cuda.get_device_capability())
-        assert own in default.stdout
+        assert "{}{}-real".format(*torch.cuda.get_device_capability()) in output
     else:
-        assert "architectures 80-real,86-real,89-real,90." in default.stdout
+        assert "architectures 80-real,86-real,89-real,90." in output
