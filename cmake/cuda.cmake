@@ -9,8 +9,8 @@ set(minimum_cuda 11.8)  # the first to know sm_89, sm_90 and cudaLaunchKernelEx
 # Ends the search: an error if CUDA was asked for, a line of output and a CPU build if not.
 macro(hypersimplex_no_cuda reason remedy)
   if(HYPERSIMPLEX_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "HYPERSIMPLEX_CUDA=ON, but ${reason}. ${remedy}, or build for the CPU alone with "
-                        "HYPERSIMPLEX_CUDA=OFF.")
+    message(FATAL_ERROR "HYPERSIMPLEX_CUDA=ON, but ${reason}. Either ${remedy}, or build for the CPU alone "
+                        "with HYPERSIMPLEX_CUDA=OFF.")
   endif()
   message(STATUS "Building for the CPU alone: ${reason}. For CUDA: ${remedy}.")
   return()
@@ -22,12 +22,6 @@ endif()
 if(HYPERSIMPLEX_CUDA STREQUAL "OFF")
   message(STATUS "Building for the CPU alone: HYPERSIMPLEX_CUDA=OFF.")
   return()
-endif()
-
-file(GLOB HYPERSIMPLEX_CUDA_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
-list(LENGTH HYPERSIMPLEX_CUDA_SOURCES count)
-if(count LESS 3)
-  hypersimplex_no_cuda("csrc/cuda holds no kernels" "restore csrc/cuda")
 endif()
 
 if(NOT CMAKE_CUDA_COMPILER)
@@ -75,3 +69,11 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
+
+file(GLOB HYPERSIMPLEX_CUDA_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
+list(LENGTH HYPERSIMPLEX_CUDA_SOURCES count)
+if(count LESS 3)
+  set(HYPERSIMPLEX_CUDA_VERSION "")
+  set(HYPERSIMPLEX_CUDA_ARCHITECTURES "")
+  hypersimplex_no_cuda("csrc/cuda holds no kernels" "restore csrc/cuda")
+endif()
