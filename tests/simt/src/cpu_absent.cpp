@@ -1,0 +1,20 @@
+// csrc/bindings.cpp also binds the CPU half of the native interface, which the emulator's module does not carry.
+#include <stdexcept>
+
+#include "hypersimplex.h"
+
+namespace hypersimplex {
+namespace cpu {
+
+namespace {
+[[noreturn]] void absent() { throw std::logic_error("_C_simt holds the CUDA kernels only"); }
+}  // namespace
+
+void threshold(const ThresholdArgs&, int) { absent(); }
+void jvp(const JvpArgs&, int) { absent(); }
+void loss_forward(const LossArgs&, void*, int) { absent(); }
+void loss_backward(const LossArgs&, const LossBackward&, int) { absent(); }
+const char* vector_extension() { return "none"; }
+
+}  // namespace cpu
+}  // namespace hypersimplex
