@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import math
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """Read an idx file of bytes: 0, 0, type 8, number of dimensions; each length as big-endian uint32; the values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: expected a complete gzip file; {error}") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path}: expected an idx file of bytes (00 00 08 ..), got {content[:4].hex(' ')}")
@@ -211,15 +212,13 @@ def _folder(
     root: Path | None, subfolders: list[str], names: list[str], source: str, suffixes: tuple[str, ...] = ("",)
 ) -> Path:
     """Return root or the subfolder of it that holds every one of the named files."""
+    expected = f"the folder with {', '.join(name + suffixes[0] for name in names)}, which come from {source}"
     if root is None:
-        raise ValueError("root: expected the folder that holds the data set's files, got None")
+        raise ValueError(f"root: expected {expected}; got None")
     for folder in (root, *(root / subfolder for subfolder in subfolders)):
         if all(any((folder / (name + suffix)).exists() for suffix in suffixes) for name in names):
             return folder
-    raise FileNotFoundError(
-        f"root: expected {', '.join(name + suffixes[0] for name in names)} in {root} or in {root / subfolders[0]}; "
-        f"the files come from {source}"
-    )
+    raise FileNotFoundError(f"root: expected {expected}; neither {root} nor its {subfolders[0]} holds them all")
 
 
 def _from_images(

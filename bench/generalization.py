@@ -214,8 +214,7 @@ def _report(records: Sequence[Record], protocol: Protocol, data: str, out: Path)
     plots.accuracy(rows, title, out / "accuracy.png")
     plots.curves(records, title, out / "curves.png")
     print(f"\n{table}\nMean ± standard deviation over the seeds; p of the paired t-test against cross-entropy.")
-    print(f"Trained for {sum(record['seconds'] for record in records):.0f} s of process time. Results are in {out}:")
-    print("results.jsonl, table.md, accuracy.png, curves.png")
+    print(f"Results: {out}/ results.jsonl, table.md, accuracy.png, curves.png")
 
 
 if __name__ == "__main__":

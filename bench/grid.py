@@ -45,7 +45,9 @@ def train_missing(
     epochs = context.Value("q", 0)
     stop = context.Event()
     with (
-        tqdm(total=sum(run.epochs for run in missing), desc="training", unit="epoch", smoothing=0.02) as bar,
+        tqdm(
+            total=sum(run.epochs for run in missing), desc="training", unit="epoch", smoothing=0.02, mininterval=0.5
+        ) as bar,
         ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker, (epochs, stop, threads)) as pool,
     ):
         pending: set[Future[Record]] = {pool.submit(_train, run, root, device) for run in missing}
