@@ -151,12 +151,30 @@ extern "C" {
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
+void __tsan_vptr_read(void**) {}
+void __tsan_vptr_update(void**, void*) {}
 
 void __tsan_read_range(void* address, size_t bytes) {
   simt::watch(address, bytes, simt::Kind::kLoad, __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, size_t bytes) {
   simt::watch(address, bytes, simt::Kind::kStore, __builtin_return_address(0));
+}
+
+// Clang's calls for what it would otherwise leave to the C library.
+void* __tsan_memset(void* to, int byte, size_t bytes) {
+  __tsan_write_range(to, bytes);
+  return std::memset(to, byte, bytes);
+}
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+  __tsan_read_range(const_cast<void*>(from), bytes);
+  __tsan_write_range(to, bytes);
+  return std::memcpy(to, from, bytes);
+}
+void* __tsan_memmove(void* to, const void* from, size_t bytes) {
+  __tsan_read_range(const_cast<void*>(from), bytes);
+  __tsan_write_range(to, bytes);
+  return std::memmove(to, from, bytes);
 }
 
 #define SIMT_WATCH(prefix, bytes)                                                 \
