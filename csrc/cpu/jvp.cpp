@@ -10,7 +10,7 @@ namespace {
 // |A|, sum_A v, sum_A v y, sum_A y of one vector.
 struct ActiveSums {
   double active, v, product, y;
-  double mean() const { return active > 0 ? v / active : 0; }
+  double mean() const { return active == 0 ? 0 : v / active; }
   double grad_tau(double tau) const { return -(product - mean() * y) / tau; }
 };
 
