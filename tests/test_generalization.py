@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import ttest_1samp
 
-from bench import generalization, grid
+from bench import generalization, grid, training
 from bench.data import Dataset, load
 from bench.generalization import format_table, main, summarise
 from bench.grid import train_missing
@@ -146,6 +146,15 @@ def test_methods_share_weights_and_order_at_one_seed(digits):
     assert first["test_accuracy"] == other["test_accuracy"]
     another_seed = train(run_of("hinge", seed=1, epochs=2, lr=1e-12), digits, CPU)
     assert first["test_accuracy"] != another_seed["test_accuracy"]
+
+
+def test_evaluation_does_not_depend_on_its_batches(digits, monkeypatch):
+    run = run_of("hypersimplex", batch_size=32, epochs=2)
+    whole = train(run, digits, CPU)
+    monkeypatch.setattr(training, "_EVALUATION_BATCH", 10)
+    parts = train(run, digits, CPU)
+    assert parts["train_loss"] == whole["train_loss"]
+    assert parts["test_accuracy"] == pytest.approx(whole["test_accuracy"], abs=1.5 / 899)  # one sample may be on edge
 
 
 def test_batches_are_full_and_visit_no_sample_twice(digits, monkeypatch):
