@@ -50,11 +50,7 @@ void multiply(const JvpArgs& args, int threads) {
     int64_t first = panel.vector(0);
     const double *p = args.state.p + first, *d = args.state.d + first;
     Lanes<T> lanes;
-    for (int c = 0; c < plan.columns; ++c) {
-      bool live = c < panel.live;
-      set_lane(lanes, c, live ? p[c] : HUGE_VAL, live ? d[c] : 0, live ? at(args.tau, first + c) : 1);
-    }
-    repeat_thresholds(lanes, plan.width, plan.columns);
+    set_lanes(lanes, panel, args.state, args.tau);
 
     LaneSums total;
     sweep(plan, inner_threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {

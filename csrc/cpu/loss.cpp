@@ -72,18 +72,6 @@ struct IrregularClass {
   }
 };
 
-template <class T>
-void set_lanes(Lanes<T>& lanes, const Panel& panel, const LossArgs& args, const LossState& state) {
-  const Plan& plan = panel.plan;
-  for (int c = 0; c < plan.columns; ++c) {
-    int64_t v = panel.vector(c);
-    bool live = c < panel.live;
-    bool finite = live && state.p[v] - state.p[v] == 0;
-    set_lane(lanes, c, live ? state.p[v] : 0, finite ? state.d[v] : 0, live ? at(args.tau, v) : 1);
-  }
-  repeat_thresholds(lanes, plan.width, plan.columns);
-}
-
 template <class In>
 void forward(const LossArgs& args, void* loss, int threads) {
   using T = Compute<In>;
@@ -106,7 +94,7 @@ void forward(const LossArgs& args, void* loss, int threads) {
     solver.solve({state.k, 0}, args.tau, state.p + first, state.d + first);
 
     Lanes<T> lanes;
-    set_lanes(lanes, panel, args, state);
+    set_lanes(lanes, panel, {state.p, state.d}, args.tau);
     LaneSums total;
     sweep(plan, inner_threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {
       alignas(64) T x_buffer[kBlock], target_buffer[kBlock], weight_buffer[kBlock];
@@ -157,7 +145,7 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
     Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
     int64_t first = panel.vector(0);
     Lanes<T> lanes;
-    set_lanes(lanes, panel, args, state);
+    set_lanes(lanes, panel, {state.p, state.d}, args.tau);
     double gains[kMaxLanes];
     for (int c = 0; c < plan.columns; ++c) {
       int64_t v = first + c;

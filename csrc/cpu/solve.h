@@ -29,16 +29,15 @@ static inline bool regular(double p, double d, double tau) {
   return p == p && (p != HUGE_VAL || d == 0) && rate < limit && tau < limit && rate > 1 / limit;
 }
 
-template <class T>
-static void set_lane(Lanes<T>& lanes, int column, double p, double d, double tau) {
-  bool finite = p - p == 0;
-  Pair t{p, d};
-  lanes.floor[column] = finite ? active_floor<T>(t) : T(HUGE_VAL);  // special rows have no active entry
-  lanes.ceiling[column] = finite ? active_ceiling<T>(t, tau) : T(HUGE_VAL);
-  lanes.p[column] = T(p);
-  lanes.d[column] = T(d);
-  lanes.rate[column] = T(1 / tau);
-}
+// The thresholds p + d and temperatures of a panel's vectors; columns that are padding have an infinite threshold.
+struct alignas(64) Thresholds {
+  double p[kMaxLanes], d[kMaxLanes], tau[kMaxLanes];
+
+  void set(int column, Pair t) {
+    p[column] = t.p;
+    d[column] = t.d;
+  }
+};
 
 // Copies the first `columns` lanes to all others.
 template <class T>
@@ -51,9 +50,35 @@ static void repeat(T* lanes, int width, int columns) {
   for (int first = columns; first < width; first += columns)
     for (int l = 0; l < columns; ++l) lanes[first + l] = lanes[l];
 }
+
 template <class T>
-static void repeat_thresholds(Lanes<T>& lanes, int width, int columns) {
+static void set_lanes(Lanes<T>& lanes, const Thresholds& t, int width, int columns) {
+#pragma omp simd
+  for (int c = 0; c < columns; ++c) {
+    double p = t.p[c], tau = t.tau[c];
+    bool finite = p - p == 0;
+    double d = finite ? t.d[c] : 0;
+    T floor = active_floor<T>({p, d}), ceiling = active_ceiling<T>({p, d}, tau);
+    lanes.floor[c] = finite ? floor : T(HUGE_VAL);  // special rows have no active entry
+    lanes.ceiling[c] = finite ? ceiling : T(HUGE_VAL);
+    lanes.p[c] = T(p);
+    lanes.d[c] = T(d);
+    lanes.rate[c] = T(1 / tau);
+  }
   for (T* row : {lanes.floor, lanes.ceiling, lanes.p, lanes.d, lanes.rate}) repeat(row, width, columns);
+}
+
+// The lanes of vectors that have been solved.
+template <class T>
+static void set_lanes(Lanes<T>& lanes, const Panel& panel, const State& state, const PerVector& tau) {
+  Thresholds t;
+  for (int c = 0; c < panel.plan.columns; ++c) {
+    int64_t v = panel.vector(c);
+    bool live = c < panel.live;
+    t.set(c, live ? Pair{state.p[v], state.d[v]} : Pair{HUGE_VAL, 0});
+    t.tau[c] = live ? at(tau, v) : 1;
+  }
+  set_lanes(lanes, t, panel.plan.width, panel.plan.columns);
 }
 
 // `entries(step, steps, buffer)` gives a block of x as a View; entries that take no part are -inf in it.
@@ -107,7 +132,6 @@ class PanelSolver {
     });
   }
   void sweep_thresholds(LaneSums& total) {
-    for (T* row : {lanes_.floor, lanes_.ceiling, lanes_.p}) repeat(row, plan_.width, columns_);
     sweep_entries(total, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out) {
       sweep_counts(x, steps, stride, plan_.width, lanes_, out);
     });
@@ -138,7 +162,8 @@ class PanelSolver {
     for (int c = 0; c < columns_; ++c) {
       searching_at_[c] = false;
       search_[c].status = SearchStatus::kFound;
-      set_lane(lanes_, c, HUGE_VAL, 0, 1);
+      thresholds_.set(c, {HUGE_VAL, 0});
+      thresholds_.tau[c] = 1;
       if (c >= panel_.live) continue;
       int64_t v = panel_.vector(c);
       double mass = at(k, v), temperature = at(tau, v), count = moments.sums.a[c];
@@ -161,20 +186,22 @@ class PanelSolver {
                          double(shift[c]) + mean, variance > 0 ? variance : 0, z);
         searching_at_[c] = true;
         ++searching_;
-        set_lane(lanes_, c, search_[c].t.p, search_[c].t.d, temperature);
+        thresholds_.set(c, search_[c].t);
+        thresholds_.tau[c] = temperature;
       }
     }
   }
 
   void step(double* p, double* d) {
     LaneSums sums;
+    set_lanes(lanes_, thresholds_, plan_.width, columns_);
     sweep_thresholds(sums);
     bool flat = false;
     for (int c = 0; c < columns_; ++c) {
       if (!searching_at_[c]) continue;
       Search<T>& search = search_[c];
       search.step({sums.a[c], sums.b[c], sums.c[c]});
-      set_lane(lanes_, c, search.t.p, search.t.d, search.tau);
+      thresholds_.set(c, search.t);
       flat |= search.flat != 0;
       if (search.status != SearchStatus::kSearching) settle(c, p, d);
     }
@@ -195,7 +222,7 @@ class PanelSolver {
       Search<T>& search = search_[c];
       if (!searching_at_[c] || search.flat == 0) continue;
       search.jump(range.high[c], range.low[c]);
-      set_lane(lanes_, c, search.t.p, search.t.d, search.tau);
+      thresholds_.set(c, search.t);
     }
   }
 
@@ -236,7 +263,7 @@ class PanelSolver {
       cpu::ExactRoot root = cpu::exact_root(list, count, search_[c].k - infinite, search_[c].tau);
       search_[c].t = root.t;
       search_[c].status = root.status;
-      set_lane(lanes_, c, root.t.p, root.t.d, search_[c].tau);
+      thresholds_.set(c, root.t);
       settle(c, p, d);
     }
     delete[] list;
@@ -244,6 +271,7 @@ class PanelSolver {
 
   // No entry is active: t goes to the middle of the thresholds that all give this y.
   void centre_gaps(double* p, double* d) {
+    set_lanes(lanes_, thresholds_, plan_.width, columns_);
     for (int c = 0; c < columns_; ++c)
       if (c < panel_.live && search_[c].status == SearchStatus::kGapBelow)
         lanes_.floor[c] = from_ordered<T>(to_ordered(lanes_.ceiling[c]) - 1);
@@ -265,6 +293,7 @@ class PanelSolver {
   T* own_ = nullptr;
   View<const T> kept_{nullptr, 0};
   alignas(64) T buffer_[kBlock];
+  Thresholds thresholds_;
   Lanes<T> lanes_;
   Search<T> search_[kMaxLanes];
   bool searching_at_[kMaxLanes];

@@ -32,12 +32,7 @@ void project(const ThresholdArgs& args, int threads) {
 
     Operand<In> y(static_cast<In*>(args.y), args.y_strides, panel);
     Lanes<T> lanes;
-    for (int c = 0; c < plan.columns; ++c)
-      if (c < panel.live)
-        set_lane(lanes, c, p[c], p[c] - p[c] == 0 ? d[c] : 0, at(args.tau, panel.vector(c)));
-      else
-        set_lane(lanes, c, 0, 0, 1);
-    repeat_thresholds(lanes, plan.width, plan.columns);
+    set_lanes(lanes, panel, args.state, args.tau);
     for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
       alignas(64) T in_buffer[kBlock], out_buffer[kBlock];
       View<const T> in = solver.entries(step, steps, in_buffer);
