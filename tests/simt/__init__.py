@@ -4,9 +4,9 @@
 >>> device = Device(simt)
 >>> device.seed = 7                 # of the schedule; an error message ends in the seed that repeats it
 
-`python tests/simt [--sanitize]` builds and prints where the modules are. With SIMT_SANITIZE=1 in the environment load()
-takes the modules built with AddressSanitizer and UndefinedBehaviorSanitizer; such a process must be started with what
-sanitizer_environment() says.
+`python tests/simt [--sanitize] [command]` builds, prints where the modules are, and runs the command. With --sanitize
+they are built with AddressSanitizer and UndefinedBehaviorSanitizer, and the command runs with sanitizer_environment(),
+which makes load() take them.
 """
 
 from __future__ import annotations
