@@ -44,7 +44,7 @@ def project_sort_pav(x: Tensor, k: float | Tensor, tau: float | Tensor = 1.0, di
         s = (ordered - middle) / temperature
         w = (mass - torch.arange(n)).clamp(0, 1)
         v = torch.tensor(_non_increasing((s - w).tolist()), dtype=torch.float64)
-        y[order] = s - v
+        y[order] = w + ((s - w) - v)  # s - v; where nothing is pooled this is w, however large s is
     return out.movedim(-1, dim)
 
 
@@ -54,7 +54,7 @@ def _non_increasing(values: list[float]) -> list[float]:
     sizes: list[int] = []
     for value in values:
         mean, size = value, 1
-        while means and means[-1] <= mean:  # invariant: the means of finished blocks decrease
+        while means and means[-1] < mean:  # invariant: the means of finished blocks do not increase
             before, count = means.pop(), sizes.pop()
             mean, size = (before * count + mean * size) / (count + size), count + size
         means.append(mean)
@@ -218,7 +218,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _per_vector(value: float | Tensor, like: Tensor, dim: int) -> Tensor:
-    """A number per vector as a tensor that broadcasts against the vectors."""
+    """A number per vector, in the shape of `like` with one entry along `dim`."""
     if isinstance(value, Tensor):
         return value.to(like.dtype).unsqueeze(dim)
-    return torch.full((), value, dtype=like.dtype, device=like.device)
+    return torch.full_like(like.narrow(dim, 0, 1), value)

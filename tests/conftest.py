@@ -1,0 +1,78 @@
+"""Seeds, and the backends that tests run on: the CPU core, the CUDA kernels emulated on the CPU, and on a GPU."""
+
+import importlib
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from hypersimplex_ext import _backends
+
+with warnings.catch_warnings():  # PyTorch loads this at the first use of forward mode, and warns about itself
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import torch._decomp.decompositions_for_jvp
+
+SEED = int(os.environ.get("HYPERSIMPLEX_SEED", "0"))
+KERNELS = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+
+settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True, database=None)
+settings.load_profile("fixed")
+
+
+def pytest_report_header():
+    return f"HYPERSIMPLEX_SEED={SEED}"
+
+
+# One thread, or runtimes waiting for cores that other processes hold slow the suite down tenfold. Tests that results do
+# not depend on the number set it themselves.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(SEED)
+
+
+def _call_simt(function, device, *arguments):
+    """Call an emulated CUDA function as the real one is called; its stream is 0, its memory the host's."""
+    workspace = []
+
+    def allocate(size):
+        workspace.append(torch.empty(size, dtype=torch.uint8))
+        return workspace[-1].data_ptr()
+
+    function(*arguments, 0, allocate)
+
+
+def _names():
+    names = ["cpu"]
+    if any(KERNELS.glob("*.cu")) and importlib.util.find_spec("tests.simt"):
+        names.append("simt")
+    if torch.cuda.is_available() and "cuda" in _backends.BACKENDS:
+        names.append("cuda")
+    return names
+
+
+@pytest.fixture(params=_names())
+def backend(request, monkeypatch):
+    """The name of a backend: "cpu", "simt" or "cuda". Tensors belong on `device`."""
+    if request.param == "simt":
+        kernels = importlib.import_module("tests.simt").load("_C_simt").cuda
+        monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(kernels, _call_simt))
+    return request.param
+
+
+@pytest.fixture
+def device(backend):
+    """The device of tensors that `backend` serves."""
+    return torch.device("cuda" if backend == "cuda" else "cpu")
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """No kernels for any device, and no warning about it."""
+    monkeypatch.setattr(_backends, "BACKENDS", {})
+    monkeypatch.setattr(_backends, "_announced", {"cpu"})

@@ -1,0 +1,182 @@
+"""Errors: each names the argument, what was expected and what came."""
+
+import re
+
+import pytest
+import torch
+
+from hypersimplex_ext import binary_argmax, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext.nn import HyperSimplexLoss, SoftBinaryArgmax
+
+X = torch.randn(5, 4)
+LABELS = torch.arange(5) % 4
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([1.0], 1), TypeError, "input must be a Tensor, got list"),
+        ((torch.arange(4), 1), TypeError, "input must be float16, bfloat16, float32 or float64, got torch.int64"),
+        ((X > 0, 1), TypeError, "got torch.bool"),
+        ((X.to(torch.complex64), 1), TypeError, "got torch.complex64"),
+        ((torch.tensor(1.0), 1), ValueError, "input must have at least one dimension"),
+        ((X, 5), ValueError, "k must lie in [0, 4], the number of entries, got 5"),
+        ((X, -1), ValueError, "k must lie in [0, 4], the number of entries, got -1"),
+        ((X, NAN), ValueError, "k must lie in [0, 4], the number of entries, got nan"),
+        ((X, True), TypeError, "k must be a real number or a Tensor, got bool"),
+        ((X, "2"), TypeError, "k must be a real number or a Tensor, got str"),
+        ((X, 1j), TypeError, "k must be a real number or a Tensor, got complex"),
+        ((X, None), TypeError, "k must be a real number or a Tensor, got NoneType"),
+        ((X, torch.tensor([1.0, 2, 3, 4, 5.5])), ValueError, "k must lie in [0, 4], got 5.5"),
+        ((X, torch.tensor(NAN)), ValueError, "k must lie in [0, 4], got nan"),
+        ((X, torch.tensor(True)), TypeError, "k must be real, got torch.bool"),
+        ((X, torch.tensor(1j)), TypeError, "k must be real, got torch.complex64"),
+        (
+            (X, torch.ones(4)),
+            ValueError,
+            "k must broadcast to [5], the shape of input without dimension 1, got shape [4]",
+        ),
+        ((X, torch.ones(1, 5)), ValueError, "k must broadcast to [5]"),
+        ((X, torch.ones(1, device="meta")), ValueError, "k must be on cpu like input, got meta"),
+        ((X, 1, 0.0), ValueError, "tau must lie in (0, inf), got 0.0"),
+        ((X, 1, -1), ValueError, "tau must lie in (0, inf), got -1"),
+        ((X, 1, NAN), ValueError, "tau must lie in (0, inf), got nan"),
+        ((X, 1, float("inf")), ValueError, "tau must lie in (0, inf), got inf"),
+        ((X, 1, True), TypeError, "tau must be a real number or a Tensor, got bool"),
+        ((X, 1, torch.tensor([1.0, 1, 0, 1, 1])), ValueError, "tau must lie in (0, inf), got 0"),
+        ((X, 1, torch.ones(4)), ValueError, "tau must broadcast to [5]"),
+        ((X, 1, 1.0, 2), IndexError, "dim must lie in [-2, 1] for an input with 2 dimensions, got 2"),
+        ((X, 1, 1.0, -3), IndexError, "dim must lie in [-2, 1] for an input with 2 dimensions, got -3"),
+    ],
+)
+def test_projection(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        soft_binary_argmax(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (torch.ones(4), TypeError, "mask must be a bool Tensor, got torch.float32"),
+        ([True], TypeError, "mask must be a bool Tensor, got list"),
+        (
+            torch.ones(5, 3, dtype=torch.bool),
+            ValueError,
+            "mask must broadcast to input's shape [5, 4], got shape [5, 3]",
+        ),
+        (torch.ones(2, 5, 4, dtype=torch.bool), ValueError, "mask must broadcast to input's shape [5, 4]"),
+        (torch.ones(5, 4, dtype=torch.bool, device="meta"), ValueError, "mask must be on cpu like input, got meta"),
+    ],
+)
+def test_mask(mask, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        soft_binary_argmax(X, 1, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((X.long(), 1), TypeError, "input must be float16"),
+        ((X, 1.0), TypeError, "k must be an integer, got float"),
+        ((X, True), TypeError, "k must be an integer, got bool"),
+        ((X, 5), ValueError, "k must lie in [0, 4], the number of entries, got 5"),
+        ((X, 1, 2), IndexError, "dim must lie in [-2, 1]"),
+    ],
+)
+def test_binary_argmax(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        binary_argmax(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"input": X.long()}, TypeError, "input must be float16"),
+        ({"input": torch.tensor(1.0)}, ValueError, "input must have at least one dimension"),
+        ({"target": [0] * 5}, TypeError, "target must be a Tensor, got list"),
+        ({"target": LABELS.int()}, TypeError, "target must hold class indices as int64 or uint8, got torch.int32"),
+        ({"target": LABELS.float()}, TypeError, "target must hold class indices as int64 or uint8, got torch.float32"),
+        ({"target": X.to(torch.complex64)}, TypeError, "target must be real, got torch.complex64"),
+        (
+            {"target": LABELS[:4]},
+            ValueError,
+            "class indices of shape [5] or dense of shape [5, 4] for an input of shape [5, 4], got shape [4]",
+        ),
+        (
+            {"input": X[:, 0], "target": LABELS[:4]},
+            ValueError,
+            "target must be dense of shape [5] for an input of shape [5], got shape [4]",
+        ),
+        ({"target": LABELS.to("meta")}, ValueError, "target must be on cpu like input, got meta"),
+        ({"k": "target"}, ValueError, "k must be one of 'targets', got 'target'"),
+        ({"k": True}, TypeError, "k must be an integer, got bool"),
+        ({"k": 1.5}, ValueError, "k must lie in [0, 1], got 1.5"),
+        ({"k": NAN}, ValueError, "k must lie in [0, 1], got nan"),
+        ({"k": 6}, ValueError, "k must lie in [0, 5], the number of entries, got 6"),
+        ({"k": None}, TypeError, "k must be a real number or a Tensor, got NoneType"),
+        ({"k": torch.ones(5)}, ValueError, "k must broadcast to [4], the number of classes, got shape [5]"),
+        ({"k": torch.tensor([1.0, 2, 3, 6])}, ValueError, "k must lie in [0, 5], got 6"),
+        ({"tau": 0}, ValueError, "tau must lie in (0, inf), got 0"),
+        ({"tau": torch.tensor([1.0, 1, 1, -1])}, ValueError, "tau must lie in (0, inf), got -1"),
+        ({"tau": torch.ones(3)}, ValueError, "tau must broadcast to [4], the number of classes, got shape [3]"),
+        ({"kind": "hinge"}, ValueError, "kind must be one of 'squared', 'fenchel_young', got 'hinge'"),
+        ({"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'avg'"),
+        ({"weight": torch.ones(5)}, ValueError, "weight must have shape [4], got [5]"),
+        ({"weight": [1.0] * 4}, TypeError, "weight must be a Tensor, got list"),
+        ({"weight": torch.ones(4) > 0}, TypeError, "weight must be real, got torch.bool"),
+        ({"sample_weight": torch.ones(4)}, ValueError, "sample_weight must have shape [5], got [4]"),
+        ({"label_smoothing": 1.5}, ValueError, "label_smoothing must lie in [0, 1], got 1.5"),
+        ({"label_smoothing": "1"}, TypeError, "label_smoothing must be a real number or a Tensor, got str"),
+        ({"ignore_index": 1.0}, TypeError, "ignore_index must be an integer, got float"),
+    ],
+)
+def test_loss(changes, error, message):
+    for reduction in ("mean", "none"):
+        with pytest.raises(error, match=re.escape(message)):
+            hypersimplex_loss(**({"input": X, "target": LABELS, "reduction": reduction} | changes))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("kind", ["squared", "fenchel_young"])
+@pytest.mark.parametrize(("index", "place"), [(4, 0), (12, 3), (-1, 4), (-100, 2)])
+def test_class_index_out_of_range(reduction, kind, index, place):
+    """Worded as torch.nn.functional.cross_entropy words it."""
+    target = LABELS.clone()
+    target[place] = index
+    with pytest.raises(IndexError, match=re.escape(f"Target {index} is out of bounds.")):
+        hypersimplex_loss(X, target, kind=kind, reduction=reduction, ignore_index=2)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: HyperSimplexLoss(0), ValueError, "num_classes must be at least 1 or None, got 0"),
+        (lambda: HyperSimplexLoss(2.0), TypeError, "num_classes must be an integer, got float"),
+        (lambda: HyperSimplexLoss(3, tau=-1.0), ValueError, "tau must lie in (0, inf), got -1.0"),
+        (lambda: HyperSimplexLoss(3, kind="l2"), ValueError, "kind must be one of"),
+        (lambda: HyperSimplexLoss(3, reduction="avg"), ValueError, "reduction must be one of"),
+        (lambda: HyperSimplexLoss(3, label_smoothing=-0.1), ValueError, "label_smoothing must lie in [0, 1], got -0.1"),
+        (lambda: HyperSimplexLoss(3, momentum=0.0), ValueError, "momentum must lie in (0, 1] or be None, got 0.0"),
+        (lambda: HyperSimplexLoss(3, momentum="0.1"), TypeError, "momentum must be a real number"),
+        (lambda: HyperSimplexLoss(3)(X, LABELS), ValueError, "input must have 3 classes, got shape [5, 4]"),
+        (lambda: HyperSimplexLoss(3).predict(X), ValueError, "input must have 3 classes, got shape [5, 4]"),
+        (lambda: HyperSimplexLoss(3).scores(X.long()), TypeError, "input must be float16"),
+        (lambda: HyperSimplexLoss().predict(X), ValueError, "the number of classes is not known yet"),
+        (
+            lambda: HyperSimplexLoss(3).fold_into(torch.nn.ReLU()),
+            TypeError,
+            "linear must be a layer with weight and bias",
+        ),
+        (
+            lambda: HyperSimplexLoss(3).fold_into(torch.nn.Linear(2, 4)),
+            ValueError,
+            "linear must have 3 outputs, got weight of shape [4, 2]",
+        ),
+        (lambda: SoftBinaryArgmax("1"), TypeError, "k must be a real number or a Tensor, got str"),
+        (lambda: SoftBinaryArgmax(1, 0.0), ValueError, "tau must lie in (0, inf), got 0.0"),
+    ],
+)
+def test_modules(build, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        build()

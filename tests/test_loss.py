@@ -1,0 +1,510 @@
+"""The loss: fused against composed against the reference, for every combination of what it takes."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import mse_loss, one_hot
+
+from hypersimplex_ext import _loss, hypersimplex_loss, reference, soft_binary_argmax
+
+from .cases import INF, NAN, all_types, assert_close, clear_of_kinks, numbers
+from .tolerances import TOLERANCES
+
+KINDS = ("squared", "fenchel_young")
+IGNORED = -100
+
+
+def expected_loss(
+    x, target, k="targets", tau=1.0, *, weight=None, sample_weight=None, label_smoothing=0.0, kind, ignore_index=IGNORED
+):
+    """From the definition, in float64 with one-hot targets: terms and gradient [n, C] by flattened sample, what the mean
+    divides by, and which classes are clear of kinks."""
+    original, x = x, x.detach().double().cpu()
+    dense = target.shape == x.shape
+    flat = lambda t: t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1).flatten(0, -2)  # noqa: E731
+    logits = flat(x)
+    classes = logits.shape[1]
+    if dense:
+        t, valid = flat(target.double().cpu()), torch.ones(len(logits), dtype=torch.bool)
+    else:
+        index = target.cpu().long().flatten()
+        valid = index != ignore_index
+        t = one_hot(index.where(valid, 0), classes).double()
+    t = (1 - label_smoothing) * t + label_smoothing / max(classes, 2)
+    taking_part = int(valid.sum())
+    if isinstance(k, str):
+        mass = t[valid].sum(0)
+    elif isinstance(k, float):
+        mass = torch.full((classes,), math.floor(k * taking_part), dtype=torch.float64)
+    else:
+        mass = torch.as_tensor(k).detach().double().cpu().expand(classes)
+    tau = torch.as_tensor(tau).detach().double().cpu().expand(classes)
+    s = torch.ones(len(logits)) if sample_weight is None else sample_weight.detach().cpu().flatten()
+    w = torch.ones(classes) if weight is None else weight.detach().cpu()
+    terms, gradient = torch.zeros_like(logits), torch.zeros_like(logits)
+    terms[valid], gradient[valid] = reference.loss(
+        logits[valid], t[valid], mass, tau, kind=kind, weight=w.double(), sample_weight=s.double()[valid]
+    )
+    clear = clear_of_kinks(logits[valid], mass, tau, dim=0, margin=1e-11 if original.dtype == torch.float64 else 2e-6)
+    return terms, gradient, float(w.double().sum() * s.double()[valid].sum()), clear
+
+
+def unflatten(t, x):
+    """[n, C] in the layout of the logits."""
+    return t.squeeze(1) if x.ndim == 1 else t.reshape(x.shape[0], *x.shape[2:], -1).movedim(-1, 1)
+
+
+def assert_loss(x, target, *arguments, kind, **keywords):
+    """Every reduction, fused and composed, and their gradients."""
+    terms, gradient, divisor, clear = expected_loss(x, target, *arguments, kind=kind, **keywords)
+    tolerance = TOLERANCES[x.dtype]
+    leaf = x.detach().requires_grad_()
+    keep = unflatten(clear.expand(terms.shape), x)
+    assert keep.any()
+    gradient = unflatten(gradient, x) * keep
+    magnitude = float(terms.abs().sum())
+    for reduction, scale in (("mean", divisor), ("sum", 1.0)):
+        value = hypersimplex_loss(leaf, target, *arguments, kind=kind, reduction=reduction, **keywords)
+        assert value.dtype == x.dtype
+        assert value.shape == ()
+        assert abs(value.item() - float(terms.sum()) / scale) <= tolerance.loss * magnitude / scale
+        (grad,) = torch.autograd.grad(value, leaf)
+        assert grad.dtype == x.dtype
+        assert_close(grad.cpu() * keep, gradient / scale, tolerance.gradient)
+    value = hypersimplex_loss(leaf, target, *arguments, kind=kind, reduction="none", **keywords)
+    assert value.shape == x.shape
+    assert_close(value.detach(), unflatten(terms, x), 10 * tolerance.loss)
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    assert_close(grad.cpu() * keep, gradient, tolerance.gradient)
+
+
+def make(shape, targets, device, dtype=torch.float32):
+    x = torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
+    samples = (shape[0], *shape[2:])
+    if targets == "index":
+        return x, torch.randint(shape[1], samples, device=device)
+    if targets == "ignored":
+        target = torch.randint(shape[1], samples, device=device)
+        return x, torch.where(torch.rand(samples, device=device) < 0.3, IGNORED, target)
+    if targets == "multi_hot":
+        return x, torch.rand(shape, device=device) < 0.4
+    return x, torch.rand(shape, device=device).to(dtype)
+
+
+SHAPES = {"[n, C]": (50, 7), "[N, C, d]": (6, 5, 9), "[N, C, d, e]": (4, 3, 2, 5), "[n]": (40,), "[n, 1]": (40, 1)}
+COMBINATIONS = [
+    (shape, targets)
+    for shape, targets in itertools.product(SHAPES, ("index", "ignored", "multi_hot", "soft"))
+    if not (shape == "[n]" and targets in ("index", "ignored"))
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("shape", "targets"), COMBINATIONS)
+@pytest.mark.parametrize("weights", [(), ("weight",), ("sample_weight",), ("weight", "sample_weight")], ids="-".join)
+def test_every_combination(device, kind, shape, targets, weights):
+    sizes = SHAPES[shape]
+    x, target = make(sizes, targets, device)
+    classes = sizes[1] if len(sizes) > 1 else 1
+    samples = (sizes[0], *sizes[2:])
+    given_weights = {
+        name: 0.5 + torch.rand((classes,) if name == "weight" else samples, device=device) for name in weights
+    }
+    masses = ["targets", 0.3, 5, 4.5 + torch.rand(classes, device=device)]
+    taus = [0.7, 0.5 + torch.rand(classes, device=device)]
+    for k, tau, smoothing in [*itertools.product(masses, taus, (0.0,)), ("targets", 0.7, 0.2), (0.3, taus[1], 0.2)]:
+        assert_loss(x, target, k, tau, kind=kind, label_smoothing=smoothing, **given_weights)
+
+
+@all_types
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (33, 10), (257, 17), (70, 40), (500, 100), (3, 200)])
+def test_sizes(device, kind, shape, dtype):
+    for targets in ("index", "ignored", "soft"):
+        x, target = make(shape, targets, device, dtype)
+        if targets == "ignored":
+            target[0] = 0
+        assert_loss(x, target, kind=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_columns(backend, device, kind):
+    if backend == "simt":
+        pytest.skip("long vectors are slow to emulate")
+    for shape in ((50_000, 3), (20_000, 20), (150_000,)):
+        x, target = make(shape, "soft" if len(shape) == 1 else "ignored", device)
+        x = x if x.ndim > 1 else x.mul(64).round().div(64)  # or some entry would lie at a kink
+        assert_loss(x, target, kind=kind)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+    "strided": lambda x: torch.stack([x, -x], -1)[..., 0],
+    "expanded": lambda x: x[:1].expand_as(x),
+    "reversed_dimensions": lambda x: x.permute(*reversed(range(x.ndim))).contiguous().permute(*reversed(range(x.ndim))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ["[n, C]", "[N, C, d]", "[N, C, d, e]"])
+@pytest.mark.parametrize(("layout", "other"), [*itertools.pairwise([*LAYOUTS, "contiguous"])])
+def test_layouts(device, kind, shape, layout, other):
+    for targets in ("ignored", "soft"):
+        x, target = make(SHAPES[shape], targets, device)
+        x = LAYOUTS[layout](x)
+        if targets == "soft":
+            target = LAYOUTS[other](target)
+        elif target.ndim > 1:
+            target = LAYOUTS["transposed"](target)
+        leaf, plain = x.detach().requires_grad_(), x.detach().contiguous().requires_grad_()
+        value = hypersimplex_loss(leaf, target, tau=0.7, kind=kind)
+        expected = hypersimplex_loss(plain, target.contiguous(), tau=0.7, kind=kind)
+        assert torch.equal(value, expected)
+        (grad,), (expected,) = torch.autograd.grad(value, leaf), torch.autograd.grad(expected, plain)
+        assert torch.equal(grad, expected)
+        if torch.empty_like(x).stride() == x.stride() and layout != "reversed_dimensions":
+            assert grad.stride() == x.stride()
+
+
+@given(data=st.data())
+def test_any_batch(data):
+    n, classes = data.draw(st.integers(1, 40), label="n"), data.draw(st.integers(1, 20), label="C")
+    tied = data.draw(st.booleans(), label="ties")
+    x = torch.randn(n, classes) * data.draw(st.sampled_from([0.1, 1.0, 10.0]), label="scale")
+    x = x.mul(4).round().div(4) if tied else x
+    target = torch.randint(classes, (n,))
+    target[torch.rand(n) < data.draw(st.sampled_from([0.0, 0.5, 1.0]), label="ignored")] = IGNORED
+    kind = data.draw(st.sampled_from(KINDS), label="kind")
+    tau = data.draw(st.sampled_from([0.01, 0.6, 5.0]), label="tau")
+    k = data.draw(st.one_of(st.just("targets"), st.floats(0, 1), st.integers(0, n)), label="k")
+    taking_part = int((target != IGNORED).sum())
+    values = {r: hypersimplex_loss(x, target, k, tau, kind=kind, reduction=r) for r in ("mean", "sum", "none")}
+    if taking_part == 0:
+        assert values["mean"].isnan()
+        assert (values["none"] == 0).all()
+        return
+    terms, _, divisor, _ = expected_loss(
+        x, target, k if not isinstance(k, int) else min(k, taking_part), tau, kind=kind
+    )
+    magnitude = float(terms.abs().sum())
+    assert abs(float(values["sum"]) - float(terms.sum())) <= 1e-5 * magnitude
+    assert abs(float(values["mean"]) - float(terms.sum()) / divisor) <= 1e-5 * magnitude / divisor
+    assert_close(values["none"], terms, 1e-4)
+
+
+# ---- k ----
+
+
+def test_int_and_float_k_differ(device):
+    x, target = make((10, 4), "index", device)
+    one, all_of_them = hypersimplex_loss(x, target, 1, kind="squared"), hypersimplex_loss(x, target, 1.0)
+    assert_close(one, mse_loss(soft_binary_argmax(x, 1, dim=0), one_hot(target, 4).float()), 1e-6)
+    assert_close(all_of_them, mse_loss(torch.ones_like(x), one_hot(target, 4).float()), 1e-6)
+
+
+def test_fractions_are_rounded_down(device):
+    for n in (3, 49, 100):
+        x, target = make((n, 2), "index", device)
+        for fraction in (0.1, 1 / 3, 0.5, 0.58, 0.999):
+            whole = hypersimplex_loss(x, target, math.floor(fraction * n))
+            assert torch.equal(hypersimplex_loss(x, target, fraction), whole)
+            assert_close(hypersimplex_loss(x, target, fraction, reduction="none").mean(), whole, 1e-6)
+
+
+def test_targets_are_counted_exactly(device):
+    for n in range(1, 60):
+        x, target = torch.zeros(n, 2, device=device), torch.arange(n, device=device) % 3 % 2
+        _, statistics = _loss.loss(x, arguments(target, tau=n))
+        threshold, _ = statistics()
+        count = one_hot(target, 2).sum(0).double()  # n ties: y = k / n = -t / tau
+        expected = torch.where(count == 0, INF, torch.where(count == n, -INF, -count))
+        assert_close(
+            threshold[expected.isfinite()], expected[expected.isfinite()], 1e-6
+        ) if expected.isfinite().any() else None
+        assert torch.equal(threshold.isfinite().cpu(), expected.isfinite().cpu())
+
+
+def arguments(target, tau=1.0, kind=0, reduction=0):
+    return _loss.Arguments(target, None, 0.0, _loss.TARGETS, None, tau, None, None, IGNORED, 0.0, kind, reduction)
+
+
+# ---- what the fused route promises ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", ["index", "soft"])
+def test_nothing_is_kept_per_element(device, kind, targets):
+    x, target = make((500, 7), targets, device)
+    x.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        value = hypersimplex_loss(x, target, kind=kind)
+    known = {x.data_ptr(), target.data_ptr()}
+    assert [t.numel() for t in kept if t.data_ptr() not in known] == [5 * 7 + 1]
+    assert value.grad_fn is not None
+
+
+@pytest.mark.parametrize("shape", [(20_000, 10), (3000, 100), (100_000,), (90_000, 2)])
+def test_results_repeat_whatever_the_number_of_threads(shape):
+    x, target = make(shape, "soft" if len(shape) == 1 else "ignored", "cpu")
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            for kind in KINDS:
+                leaf = x.clone().requires_grad_()
+                value = hypersimplex_loss(leaf, target, kind=kind)
+                results.append((kind, value.detach(), *torch.autograd.grad(value, leaf)))
+    finally:
+        torch.set_num_threads(before)
+    for kind, *values in results:
+        first = next(others for other, *others in results if other == kind)
+        assert all(torch.equal(a, b) for a, b in zip(values, first, strict=True))
+
+
+def test_upstream_gradient(device):
+    x, target = make((50, 7), "index", device)
+    x.requires_grad_()
+    for kind in KINDS:
+        (once,) = torch.autograd.grad(hypersimplex_loss(x, target, kind=kind), x)
+        (thrice,) = torch.autograd.grad(3 * hypersimplex_loss(x, target, kind=kind), x)
+        assert_close(thrice, 3 * once, 1e-6)
+
+
+# ---- gradients in everything, and to second order ----
+
+
+def smooth_batch(device, n=9, classes=3):
+    """Float64 logits, soft targets, k, tau and weights away from kinks, all requiring grad."""
+    while True:
+        x, t = torch.randn(n, classes).double(), 0.1 + 0.8 * torch.rand(n, classes).double()
+        k, tau = 1 + (n - 2) * torch.rand(classes).double(), 0.5 + torch.rand(classes).double()
+        both = [clear_of_kinks(x, mass, tau, 0, margin=1e-3).all() for mass in (k, t.sum(0))]
+        if all(both):
+            weight, sample_weight = 0.5 + torch.rand(classes).double(), 0.5 + torch.rand(n).double()
+            return tuple(v.to(device).requires_grad_() for v in (x, t, k, tau, weight, sample_weight))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck(device, kind, reduction):
+    x, t, k, tau, weight, sample_weight = smooth_batch(device)
+
+    def function(x, t, k, tau, weight, sample_weight):
+        return hypersimplex_loss(
+            x,
+            t,
+            k,
+            tau,
+            kind=kind,
+            weight=weight,
+            sample_weight=sample_weight,
+            label_smoothing=0.1,
+            reduction=reduction,
+        )
+
+    assert torch.autograd.gradcheck(function, (x, t, k, tau, weight, sample_weight))
+    by_targets = lambda x, t: hypersimplex_loss(x, t, kind=kind, reduction=reduction)  # noqa: E731
+    assert torch.autograd.gradcheck(by_targets, (x, t))
+    constant = [v.detach() for v in (t, k, tau, weight, sample_weight)]
+    fused = lambda x: function(x, *constant)  # noqa: E731
+    assert torch.autograd.gradcheck(fused, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(fused, (x,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_order_with_class_indices(device, kind):
+    x, *_ = smooth_batch(device)
+    target = torch.arange(9, device=device) % 3
+    target[4] = IGNORED
+    function = lambda x: hypersimplex_loss(x, target, 0.4, 0.9, kind=kind)  # noqa: E731
+    assert torch.autograd.gradgradcheck(function, (x,))
+    by_transforms = torch.func.hessian(function)(x.detach())
+    assert_close(by_transforms, torch.autograd.functional.hessian(function, x), 1e-12)
+
+
+def test_hessian_of_the_squared_loss(device):
+    """(2 / tau^2) J for each class."""
+    x, *_ = smooth_batch(device, n=8, classes=1)
+    target = torch.rand(8, dtype=torch.float64, device=device)
+    hessian = torch.autograd.functional.hessian(
+        lambda v: hypersimplex_loss(v, target, 3, 0.8, reduction="sum"), x.detach()[:, 0]
+    )
+    y = soft_binary_argmax(x.detach()[:, 0], 3, 0.8)
+    inside = ((y > 0) & (y < 1)).double()
+    expected = 2 / 0.8**2 * (torch.diag(inside) - torch.outer(inside, inside) / inside.sum())
+    assert_close(hessian, expected, 1e-10)
+
+
+def test_gradients_per_sample_by_transforms(device):
+    weights = torch.randn(6, 4, dtype=torch.float64, device=device)
+    batches, labels = torch.randn(3, 10, 6).double().to(device), torch.randint(4, (3, 10), device=device)
+    value = lambda w, x, t: hypersimplex_loss(x @ w, t)  # noqa: E731
+    together = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0))(weights, batches, labels)
+    for i in range(3):
+        leaf = weights.clone().requires_grad_()
+        (alone,) = torch.autograd.grad(value(leaf, batches[i], labels[i]), leaf)
+        assert_close(together[i], alone, 1e-12)
+
+
+# ---- special values ----
+
+
+def test_ignored_samples_are_not_looked_at(device):
+    x, target = make((30, 5), "ignored", device)
+    target[0] = 2
+    poisoned = x.clone()
+    poisoned[target == IGNORED] = NAN
+    keep = target != IGNORED
+    for kind in KINDS:
+        kept, leaf = x[keep].requires_grad_(), poisoned.clone().requires_grad_()
+        expected, value = (
+            hypersimplex_loss(kept, target[keep], 0.5, kind=kind),
+            hypersimplex_loss(leaf, target, 0.5, kind=kind),
+        )
+        assert_close(value.detach(), expected.detach(), 1e-6)
+        (grad,), (expected_grad,) = torch.autograd.grad(value, leaf), torch.autograd.grad(expected, kept)
+        assert_close(grad[keep], expected_grad, 1e-5)
+        assert (grad[~keep] == 0).all()
+    renamed = torch.where(keep, target, 7)
+    assert torch.equal(hypersimplex_loss(x, renamed, ignore_index=7), hypersimplex_loss(x, target))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_samples(device, kind):
+    everything_ignored = torch.full((6,), IGNORED, device=device)
+    for x, target in [
+        (torch.randn(0, 4, device=device), torch.zeros(0, dtype=torch.long, device=device)),
+        (torch.randn(0, device=device), torch.zeros(0, device=device)),
+        (torch.randn(2, 4, 0, device=device), torch.zeros(2, 0, dtype=torch.long, device=device)),
+        (torch.randn(6, 4, device=device), everything_ignored),
+    ]:
+        leaf = x.requires_grad_()
+        assert hypersimplex_loss(leaf, target, kind=kind).isnan()
+        total = hypersimplex_loss(leaf, target, kind=kind, reduction="sum")
+        assert total == 0
+        (grad,) = torch.autograd.grad(total, leaf)
+        assert torch.equal(grad, torch.zeros_like(x))
+        assert torch.equal(hypersimplex_loss(leaf, target, kind=kind, reduction="none"), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_stays_in_its_class(device, kind):
+    x, target = make((20, 4), "index", device)
+    x[3, 1] = NAN
+    leaf = x.requires_grad_()
+    value = hypersimplex_loss(leaf, target, kind=kind, reduction="sum")
+    (grad,) = torch.autograd.grad(value, leaf)
+    assert value.isnan()
+    assert grad[:, 1].isnan().all()
+    assert grad[:, [0, 2, 3]].isfinite().all()
+    terms = hypersimplex_loss(leaf, target, kind=kind, reduction="none")
+    assert terms[:, 1].isnan().all()
+    assert terms[:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_infinite_logits(device, kind, reduction):
+    """Right and certain: no loss, no gradient, and the others are as if with one positive fewer."""
+    x, target = make((20, 3), "index", device)
+    target[0], target[1] = 0, 1
+    x[0, 0], x[1, 0] = INF, -INF
+    leaf = x.requires_grad_()
+    value = hypersimplex_loss(leaf, target, kind=kind, reduction=reduction).sum()
+    (grad,) = torch.autograd.grad(value, leaf)
+    assert value.isfinite()
+    assert grad.isfinite().all()
+    assert grad[:2, 0].tolist() == [0.0, 0.0]
+    rest = leaf.detach()[2:, :1].clone().requires_grad_()
+    others = (target[2:] == 0).to(rest.dtype).unsqueeze(1)
+    (expected,) = torch.autograd.grad(hypersimplex_loss(rest, others, kind=kind, reduction="sum"), rest)
+    assert_close(grad[2:, :1], expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_without_or_with_only_positives(device, kind):
+    x = torch.randn(8, 3, device=device, requires_grad=True)
+    target = torch.zeros(8, dtype=torch.long, device=device)  # class 0 has all, the others none
+    for reduction in ("sum", "none"):
+        value = hypersimplex_loss(x, target, kind=kind, reduction=reduction).sum()
+        assert value == 0
+        (grad,) = torch.autograd.grad(value, x)
+        assert (grad == 0).all()
+
+
+def test_fenchel_young_is_not_negative_and_has_no_dead_zone(device):
+    x = torch.tensor([9.0, 8.0, -8.0, -9.0], device=device, requires_grad=True)
+    wrong = torch.tensor([0, 0, 1, 1], device=device)
+    (squared,) = torch.autograd.grad(hypersimplex_loss(x, wrong), x)
+    (convex,) = torch.autograd.grad(hypersimplex_loss(x, wrong, kind="fenchel_young", reduction="sum"), x)
+    assert squared.tolist() == [0.0] * 4
+    assert convex.tolist() == [1.0, 1.0, -1.0, -1.0]
+    right = 1 - wrong
+    assert hypersimplex_loss(x, right, kind="fenchel_young") == 0
+    assert hypersimplex_loss(x, wrong, kind="fenchel_young") > 0
+
+
+def test_fenchel_young_at_large_logits(device):
+    """No cancellation: the loss depends on differences of logits, and those are exact here."""
+    x, target = torch.randn(40, 3, device=device).mul(16).round().div(16), torch.randint(3, (40,), device=device)
+    for reduction in ("mean", "none"):
+        near, far = (hypersimplex_loss(x + c, target, kind="fenchel_young", reduction=reduction) for c in (0, 4096))
+        assert_close(far.sum(0) if far.ndim else far, near.sum(0) if near.ndim else near, 1e-3 if far.ndim else 1e-5)
+
+
+# ---- types and routes ----
+
+
+def test_label_dtypes(device):
+    x, target = make((20, 4), "index", device)
+    assert torch.equal(hypersimplex_loss(x, target.to(torch.uint8)), hypersimplex_loss(x, target))
+    binary = (target > 1).to(device)
+    values = [
+        hypersimplex_loss(x[:, 0], binary.to(dtype)) for dtype in (torch.bool, torch.int32, torch.float64, x.dtype)
+    ]
+    assert all(torch.equal(value, values[0]) for value in values)
+
+
+def test_binary_is_one_column(device):
+    x, target = make((30,), "multi_hot", device)
+    assert torch.equal(hypersimplex_loss(x, target), hypersimplex_loss(x[:, None], target[:, None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_computes_in_float32(device, dtype):
+    x, target = make((64, 5), "index", device, dtype)
+    leaf = x.requires_grad_()
+    with torch.autocast(device.type, dtype):
+        value, y = hypersimplex_loss(leaf, target), soft_binary_argmax(leaf, 2)
+    assert value.dtype == y.dtype == torch.float32
+    (grad,) = torch.autograd.grad(value, leaf)
+    assert grad.dtype == dtype
+    assert torch.equal(value, hypersimplex_loss(x.float(), target))
+    assert hypersimplex_loss(x, target).dtype == dtype
+
+
+def test_modes_without_gradients(device):
+    x, target = make((20, 4), "index", device)
+    expected = hypersimplex_loss(x, target)
+    leaf = x.clone().requires_grad_()
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            value = hypersimplex_loss(leaf, target)
+        assert not value.requires_grad
+        assert torch.equal(value, expected)
+
+
+def test_equal_to_the_snippet_in_the_documentation(device):
+    x, target = make((60, 6), "index", device)
+    t = one_hot(target, 6).to(x.dtype)
+    p = soft_binary_argmax(x, k=t.sum(0), tau=0.8, dim=0)
+    assert_close(hypersimplex_loss(x, target, tau=0.8), mse_loss(p, t), 1e-5)
+    assert numbers(1).dtype == torch.float64
