@@ -121,6 +121,7 @@ enum class SearchStatus : int {
 
 template <class T>
 struct Search {
+  static constexpr int kPatience = 16;
   double k, tau;
   Pair t;       // where f is to be evaluated next
   Pair lo, hi;  // f(lo) > 0 > f(hi)
@@ -129,6 +130,7 @@ struct Search {
   int bad;                // consecutive steps that did not halve the bracket
   int flat;               // the last step found no entry active and moved hi (-1) or lo (+1), and a jump() pays; or 0
   int jumps;              // how many more may pay
+  int steps;
   SearchStatus status;
 
   // `count` finite entries lie between min and max, `infinite` are +inf; infinite < k < infinite + count. No entry's y
@@ -146,6 +148,7 @@ struct Search {
     bad = 0;
     flat = 0;
     jumps = 2;
+    steps = 0;
     status = SearchStatus::kSearching;
     double share = tau * ((k - infinite) / count);
     Pair least = renormalised<T>(double(min), -share), most = renormalised<T>(double(max), -share);
@@ -197,14 +200,18 @@ struct Search {
       return;
     }
     bad = narrowed > 0.5 * width ? bad + 1 : 0;
-    if (active > 0 && bad < 6 && inside(newton)) {
+    ++steps;
+    // While the bracket is wide, halving its length may mean little: after kPatience steps only bisection is left, which
+    // takes at most one step per bit of T.
+    bool patient = steps < kPatience || !wide();
+    if (active > 0 && bad < 6 && patient && inside(newton)) {
       t = newton;
       last_g = at.g;
       last_h = at.h;
       return;
     }
     if (active == 0 && wide() && jumps-- > 0) flat = f > 0 ? 1 : -1;
-    aim(bad < 2);
+    aim(bad < 2 && patient);
   }
 
   // With no entry active f is constant from the greatest entry below, `zero`, to tau below the least one above, `one`:
@@ -214,7 +221,7 @@ struct Search {
     Pair edge = flat < 0 ? Pair{double(zero), 0.0} : renormalised<T>(double(one), -tau);
     if (inside(edge)) (flat < 0 ? hi : lo) = edge;
     flat = 0;
-    aim(bad < 2);
+    aim(bad < 2 && steps < kPatience);
   }
 
  private:
