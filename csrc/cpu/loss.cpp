@@ -72,6 +72,17 @@ struct IrregularClass {
   }
 };
 
+// [n, C] arrives as n samples of one entry each: the same vectors with the entries in n2.
+Strides collapsed(const Shape& shape, const Strides& s) {
+  return shape.n2 == 1 ? Strides{s.outer, s.inner, 0, s.n1} : s;
+}
+LossArgs collapsed(LossArgs args) {
+  args.x_strides = collapsed(args.shape, args.x_strides);
+  args.target_strides = collapsed(args.shape, args.target_strides);
+  if (args.shape.n2 == 1) args.shape = {args.shape.outer, args.shape.inner, 1, args.shape.n1};
+  return args;
+}
+
 template <class In>
 void forward(const LossArgs& args, void* loss, int threads) {
   using T = Compute<In>;
@@ -180,10 +191,11 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
 }  // namespace
 
 void loss_forward(const LossArgs& args, void* loss, int threads) {
-  HYPERSIMPLEX_DISPATCH(args.dtype, forward, args, loss, threads);
+  HYPERSIMPLEX_DISPATCH(args.dtype, forward, collapsed(args), loss, threads);
 }
-void loss_backward(const LossArgs& args, const LossBackward& backward_args, int threads) {
-  HYPERSIMPLEX_DISPATCH(args.dtype, backward, args, backward_args, threads);
+void loss_backward(const LossArgs& args, const LossBackward& to, int threads) {
+  HYPERSIMPLEX_DISPATCH(args.dtype, backward, collapsed(args),
+                        {to.grad_output, to.grad, collapsed(args.shape, to.grad_strides)}, threads);
 }
 
 }  // namespace HYPERSIMPLEX_ISA
