@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
 
 from . import _ops, reference
@@ -28,8 +30,27 @@ def transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _apply(plain: type[Function], transformable: type[Function], arguments: tuple[Any, ...]) -> Any:
+def tracing() -> bool:
+    """Whether torch.compile is tracing. Raise inside its torch.func derivatives, which would silently lack ours."""
     if not torch.compiler.is_compiling():
+        return False
+    if _inside_derivative():
+        raise NotImplementedError(
+            "torch.compile would miss the derivatives of hypersimplex_ext inside torch.func.grad, vjp, jvp and what is "
+            "built on them (PyTorch issue 192985): compile what is inside the transform, or leave it uncompiled"
+        )
+    return True
+
+
+# Evaluated while tracing, where dynamo keeps the stack of transforms.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _inside_derivative() -> bool:
+    derivatives = (TransformType.Grad, TransformType.Jvp)
+    return any(interpreter.key() in derivatives for interpreter in retrieve_all_functorch_interpreters())
+
+
+def _apply(plain: type[Function], transformable: type[Function], arguments: tuple[Any, ...]) -> Any:
+    if not tracing():
         if transforming():
             return transformable.apply(*arguments)  # type: ignore[no-untyped-call]
         if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):

@@ -44,7 +44,7 @@ class Samples(NamedTuple):
 
     def _strides(self, t: Tensor, last: int) -> Four | None:
         strides = t.stride()
-        along = _collapsed(t.shape[last + 1 :], strides[last + 1 :])
+        along = _collapsed(t.shape[last + 1 :], strides[last + 1 :]) if t.ndim > last + 1 else 0
         return None if along is None else (0, strides[1] if last else 0, strides[0], along)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _ops
-from ._autograd import project, transforming
+from ._autograd import project, tracing, transforming
 from ._backends import has_kernels
 
 # The enumerations of csrc/hypersimplex.h.
@@ -55,8 +55,8 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
     """The loss, and a function that tells where its projections lie."""
     if not _fusible(x, arguments):
         return _composed(x, arguments)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
-        value, state = _FusedLoss.apply(x, *arguments)  # type: ignore[no-untyped-call]
+    if tracing() or (torch.is_grad_enabled() and x.requires_grad):
+        value, state = _FusedLoss.apply(x, arguments)  # type: ignore[no-untyped-call]
     else:
         value, state = _ops.loss_forward(x, *arguments)
     classes = state.shape[0] // _ops.LOSS_STATE_ROWS
@@ -66,31 +66,35 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
 def _fusible(x: Tensor, arguments: Arguments) -> bool:
     if arguments.reduction == NONE or not has_kernels(x.device):
         return False
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+    beside = (arguments.target, arguments.k_values, arguments.tau_values, arguments.weight, arguments.sample_weight)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in beside):
         return False
-    return torch.compiler.is_compiling() or not transforming()
+    return tracing() or not transforming()
 
 
 class _FusedLoss(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Any:
+    def forward(ctx: Any, x: Tensor, arguments: Arguments) -> Any:
         value, state = _ops.loss_forward(x, *arguments)
-        target, k_values, k, mass_kind, tau_values, tau, weight, sample_weight, *ctx.options = arguments
-        ctx.numbers = k, mass_kind, tau
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(state)
-        ctx.save_for_backward(x, target, k_values, tau_values, weight, sample_weight, state)
+        target, k_values, ctx.k, ctx.mass_kind, tau_values, ctx.tau, weight, sample_weight, *ctx.options = arguments
+        ctx.save_for_backward(x, state, target, k_values, tau_values, weight, sample_weight)
         return value, state
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
-        x, target, k_values, tau_values, weight, sample_weight, state = ctx.saved_tensors
-        k, mass_kind, tau = ctx.numbers
-        arguments = Arguments(target, k_values, k, mass_kind, tau_values, tau, weight, sample_weight, *ctx.options)
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
+        if grad is None:
+            return None, None
+        x, state, target, k_values, tau_values, weight, sample_weight = ctx.saved_tensors
+        arguments = Arguments(
+            *(target, k_values, ctx.k, ctx.mass_kind, tau_values, ctx.tau, weight, sample_weight), *ctx.options
+        )
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
             (grad_x,) = torch.autograd.grad(_composed(x, arguments)[0], x, grad, create_graph=True)
         else:
             grad_x = _ops.loss_backward(grad, state, x, *arguments)
-        return grad_x, *(None for _ in arguments)
+        return grad_x, None
 
 
 # ---- composed ----
@@ -120,7 +124,7 @@ def _batch(x: Tensor, arguments: Arguments) -> _Batch:
         return _Batch(logits, flat(target), None, None, keep, off)
     index = target.flatten()
     valid = index != arguments.ignore_index
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming():
+    if index.device.type == "cpu" and not tracing() and not transforming():
         outside = index[valid & ((index < 0) | (index >= logits.shape[1]))]
         if outside.numel():
             raise IndexError(f"Target {outside[0].item()} is out of bounds.")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedBuffer, is_lazy
+from torch.nn.parameter import UninitializedBuffer
 
 from . import _checks
 from .functional import KINDS, REDUCTIONS, loss_and_statistics, soft_binary_argmax
@@ -199,7 +199,7 @@ class HyperSimplexLoss(LazyModuleMixin, torch.nn.Module):
 
     def _check_classes(self, input: Tensor) -> None:
         _checks.logits(input)
-        if is_lazy(self.running_threshold):
+        if isinstance(self.running_threshold, UninitializedBuffer):
             raise ValueError("the number of classes is not known yet: give num_classes, or call the loss once")
         due, came = len(self.running_threshold), input.shape[1] if input.ndim > 1 else 1
         if came != due:
@@ -289,7 +289,7 @@ class HyperSimplexLoss(LazyModuleMixin, torch.nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that differ from what is usual."""
-        classes = None if is_lazy(self.running_threshold) else len(self.running_threshold)
+        classes = None if self.has_uninitialized_params() else len(self.running_threshold)
         parts = [f"num_classes={classes}", f"k={_shown(self.k)}", f"tau={_shown(self.tau)}", f"kind={self.kind!r}"]
         parts += [f"reduction={self.reduction!r}", f"momentum={self.momentum}"]
         return ", ".join(parts)

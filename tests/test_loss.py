@@ -21,7 +21,7 @@ IGNORED = -100
 def expected_loss(
     x, target, k="targets", tau=1.0, *, weight=None, sample_weight=None, label_smoothing=0.0, kind, ignore_index=IGNORED
 ):
-    """From the definition, in float64 with one-hot targets: terms and gradient [n, C] by flattened sample, what the mean
+    """From the definition, in float64 with one-hot targets: terms and gradient [n, C] by sample, what the mean
     divides by, and which classes are clear of kinks."""
     original, x = x, x.detach().double().cpu()
     dense = target.shape == x.shape
