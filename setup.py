@@ -41,7 +41,6 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
-            "HYPERSIMPLEX_VERSION": self.distribution.get_version(),
             "HYPERSIMPLEX_CUDA": os.environ.get("HYPERSIMPLEX_CUDA", "AUTO"),
             "HYPERSIMPLEX_OUTPUT_DIRECTORY": str(Path(self.get_ext_fullpath(ext.name)).resolve().parent),
         }

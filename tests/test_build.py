@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -38,6 +39,25 @@ def test_build_info_tells_what_is_loaded():
     assert info.compiler[-1].isdigit()
     assert (info.cuda is None) == (info.cuda_architectures == ())
     assert (info.cuda is not None) == hasattr(_C, "cuda")
+
+
+def test_build_info_without_a_core(monkeypatch):
+    monkeypatch.delattr(hypersimplex_ext, "_C")
+    monkeypatch.setitem(sys.modules, "hypersimplex_ext._C", None)
+    spec = importlib.util.find_spec("hypersimplex_ext._build_info")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    info = module.build_info()
+    assert str(info).startswith("hypersimplex_ext  native core missing\n")
+    assert info.compiler is None
+    assert info.cuda_architectures == ()
+    assert info.torch == torch.__version__
+
+
+def test_openmp_runtime_is_unknown_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert build_info().openmp == ()
+    assert "OpenMP runtime    unknown" in str(build_info())
 
 
 def test_core_belongs_to_the_package_under_test():
