@@ -1,4 +1,4 @@
-"""Figures of the generalisation experiment."""
+"""Figures of the generalisation experiment, and the look that all figures share."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bench.results import Record
 from bench.training import METHODS
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers repeat the distinction for print.
-_COLOURS = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#56B4E9", "#F0E442")
-_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
+COLOURS = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 _STYLES: dict[str, dict[str, Any]] = {
     method: {
-        "color": _COLOURS[i % len(_COLOURS)],
-        "marker": _MARKERS[i % len(_MARKERS)],
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
         "label": METHODS[method].label,
     }
     for i, method in enumerate(METHODS)
 }
 _SMALLEST_ERROR = 0.01  # percent
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -50,7 +50,7 @@ def accuracy(rows: Sequence[Record], title: str, path: Path) -> None:
     """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     sizes = sorted({row["batch_size"] for row in rows})
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(8.5, 4.6), layout="constrained")
         axes = figure.subplots()
         for i, method in enumerate(methods):
@@ -77,7 +77,7 @@ def accuracy(rows: Sequence[Record], title: str, path: Path) -> None:
         _scale_by_error(axes)
         figure.suptitle(f"{title}\nmean over the seeds, bars: standard deviation", fontsize=10)
         figure.legend(loc="outside right center")
-        _save(figure, path)
+        save(figure, path)
 
 
 def curves(records: Sequence[Record], title: str, path: Path) -> None:
@@ -91,7 +91,7 @@ def curves(records: Sequence[Record], title: str, path: Path) -> None:
     sizes = sorted({record["batch_size"] for record in records})
     columns = min(len(sizes), 4)
     panel_rows = math.ceil(len(sizes) / columns)
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(1.2 + 3.3 * columns, 1.3 + 3.1 * panel_rows), layout="constrained")
         grid = figure.subplots(panel_rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(sizes) :]:
@@ -104,7 +104,7 @@ def curves(records: Sequence[Record], title: str, path: Path) -> None:
         figure.suptitle(f"{title}\nmean over the seeds, bands: range", fontsize=10)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _panel(axes: Axes, records: Sequence[Record], title: str) -> None:
@@ -134,6 +134,7 @@ def _scale_by_error(axes: Axes) -> None:
     axes.invert_yaxis()
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG, with the folder it goes to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

@@ -1,0 +1,111 @@
+"""Measure this package against plain PyTorch and its peers.
+
+    python -m bench            quick: under two minutes
+    python -m bench --full     every size, dtype, layout, distribution and temperature
+    python -m bench table      print the tables of the results
+    python -m bench plot       draw the figures of the results
+
+Results are JSON lines, one case a line, in bench/results/quick or bench/results/full; the same command resumes an
+interrupted run. A case is measured again when the machine, a version or the build has changed. Peers are optional:
+pip install -r bench/requirements-peers.txt. For ratios worth quoting leave the machine to the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from bench import cases, figures, peers, tables
+from bench.cases import Case
+from bench.measure import Effort, key, measure
+from bench.results import Record, ResultsFile
+
+EFFORTS = {
+    "smoke": (cases.SMOKE, Effort(rounds=3, seconds=0.0)),
+    "quick": (cases.QUICK, Effort(rounds=15, seconds=0.12)),
+    "full": (cases.FULL, Effort(rounds=41, seconds=2.0)),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    args = _parse(arguments)
+    table, effort = EFFORTS[args.mode]
+    chosen = [case for case in table if args.groups is None or case.group in args.groups]
+    out: Path = args.out or Path(__file__).parent / "results" / args.mode
+    path = out / "results.jsonl"
+    if args.command == "run":
+        if args.fresh:
+            path.unlink(missing_ok=True)
+        for name, package in peers.absent().items():
+            print(f"{name}: absent, pip install {package}")
+        try:
+            run(chosen, effort, ResultsFile(path))
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; the finished cases are in {path} and the same command goes on from there")
+            return 130
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        print(f"Results: {path}")
+    records = newest(chosen, ResultsFile(path).records)
+    if not records:
+        print(f"error: no results in {path}; measure first", file=sys.stderr)
+        return 2
+    if args.command != "plot":
+        print(tables.tables(records))
+    if args.command != "table":
+        for figure in figures.draw(records, out):
+            print(f"Figure: {figure}")
+    return 0
+
+
+def run(chosen: Sequence[Case], effort: Effort, results: ResultsFile) -> None:
+    """Measure the cases that `results` does not hold yet, for this machine and these versions, and append them."""
+
+    def done(case: Case) -> bool:
+        wanted = key(case, effort).items()
+        return any(wanted <= record.items() for record in results.records)
+
+    missing = [case for case in chosen if not done(case)]
+    with tqdm(missing, unit="case", disable=not missing) as bar:
+        for case in bar:
+            bar.set_postfix_str(f"{case.group}: {case.label}")
+            record = measure(case, effort)
+            results.append(record)
+            for name, system in record["systems"].items():
+                if "failure" in system:
+                    bar.write(f"{case.label}: {name} left out, {system['failure']}")
+
+
+def newest(chosen: Sequence[Case], records: Sequence[Record]) -> list[Record]:
+    """Return the last record of each case, of those that the machine, versions and build of the last record made."""
+    last = records[-1] if records else {}
+    origin = ("device", "torch", "python", "versions", "build", "effort")
+    by_case = {
+        Case(**record["case"]): record for record in records if all(record[name] == last[name] for name in origin)
+    }
+    return [by_case[case] for case in chosen if case in by_case]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    description, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        "python -m bench", description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("command", nargs="?", choices=("run", "table", "plot"), default="run", help="default: run, then both others")
+    add("--full", dest="mode", action="store_const", const="full", default="quick", help="every case; default: quick")
+    add("--smoke", dest="mode", action="store_const", const="smoke", help="tiny cases: whether everything works")
+    add("--groups", nargs="+", choices=peers.GROUPS, metavar="GROUP", help=f"some of {', '.join(peers.GROUPS)}")
+    add("--out", type=Path, metavar="DIR", help="results folder (default: bench/results/quick, or full)")
+    add("--fresh", action="store_true", help="discard earlier results instead of resuming")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

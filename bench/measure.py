@@ -1,0 +1,275 @@
+"""How a case is measured: agreement first, then memory, then time, in turns.
+
+Agreement: what computes the same thing is compared with the float64 reference, result and gradient, and is not timed
+when it is wrong. Time: the contenders take turns in a new random order every round, so that a machine that is busy for
+a while is busy for all of them, and a ratio is the median of the ratios within the rounds. Memory: the peak of the
+process's resident set, which counts every allocator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import hashlib
+import importlib.machinery
+import importlib.metadata
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import hypersimplex_ext
+from bench import peers
+from bench.cases import Case
+from bench.results import Record, environment
+from hypersimplex_ext import reference
+
+# Largest error of a contender that is timed: of an entry of the projection; of a gradient or loss, relative.
+TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 1e-2}
+_KINK = 1e-5  # an entry this close to 0 or 1 may be active or not, depending on rounding
+_CHECKED = 1 << 20  # entries that are compared with the reference: as many vectors as fit, at least one
+_BLOCK = 1 << 22  # logits of a loss that the reference takes at a time
+_SAMPLE_SECONDS = 0.002  # a sample repeats the call for at least this long
+_WARM_SECONDS = 0.05  # calls shorter than this are made once, untimed, before each sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long to measure: a contender takes part in `rounds` rounds, or in 3 or more that take `seconds` together."""
+
+    rounds: int
+    seconds: float
+
+
+def measure(case: Case, effort: Effort) -> Record:
+    """Measure a case and return its record.
+
+    Returns:
+        The case and the effort; the environment; `systems`, by name of the contender: `same`, `error` and
+        `gradient_error` (largest, against float64; None where nothing can be compared), `memory` (peak of forward and
+        backward in bytes beside the input; in the group "memory"), `forward` and `both` (seconds of a call: median,
+        p20, p80, number of samples, and `ratio` to this package); or only `failure`, for a peer that failed.
+
+    Raises:
+        RuntimeError: this package disagrees with the reference.
+    """
+    with _threads(case.threads or torch.get_num_threads()):
+        x, v, classes = case.draw()
+        check = _loss_check(case, x, classes) if case.operation == "loss" else _projection_check(case, x, v)
+        systems: dict[str, Record] = {}
+        ready: dict[str, peers.Prepared] = {}
+        for name, contender in peers.contenders(case).items():
+            try:
+                prepared = contender.prepare(case, x, v, classes)
+                systems[name] = _inspect(case, contender, prepared, check)
+                ready[name] = prepared
+            except Exception as failure:  # whatever a peer raises is its result
+                if name == peers.OURS:
+                    raise RuntimeError(f"{case.label}, {case.inputs}: {failure}") from failure
+                systems[name] = {"failure": f"{type(failure).__name__}: {failure}".partition("\n")[0]}
+        if case.group != "memory":
+            for direction in ("forward", "both"):
+                times = _alternate({name: getattr(prepared, direction) for name, prepared in ready.items()}, effort)
+                for name, record in _summarise(times).items():
+                    systems[name][direction] = record
+        return {**_key(case, effort), **environment(torch.device("cpu")), "systems": systems}
+
+
+def key(case: Case, effort: Effort) -> Record:
+    """Return what makes a record of this case worth keeping: the same case, effort, machine, versions and build."""
+    with _threads(case.threads or torch.get_num_threads()):
+        place = environment(torch.device("cpu"))
+    place.pop("date")
+    return {**_key(case, effort), **place}
+
+
+def _key(case: Case, effort: Effort) -> Record:
+    return {
+        "case": dataclasses.asdict(case),
+        "effort": dataclasses.asdict(effort),
+        "versions": peers.versions(),
+        "build": _build(),
+    }
+
+
+def _build() -> Record:
+    """Return version, vector extension and digest of the native core."""
+    info = hypersimplex_ext.build_info()
+    folder = Path(hypersimplex_ext.__file__).parent
+    files = (folder / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    digest = next((hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files if file.exists()), None)
+    return {"version": info.version, "vector_extension": info.vector_extension, "digest": digest}
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- agreement ----
+
+Check = Callable[[Tensor, Tensor], "tuple[float | None, float | None]"]
+
+
+def _inspect(case: Case, contender: peers.Contender, prepared: peers.Prepared, check: Check) -> Record:
+    """Return what can be told without a clock; raise if the contender is wrong."""
+    record: Record = {"same": contender.same(case)}
+    result = prepared.to_tensor(prepared.forward())
+    gradient = prepared.to_tensor(prepared.both())
+    if record["same"]:
+        record["error"], record["gradient_error"] = check(result, gradient)
+        for name in ("error", "gradient_error"):
+            if record[name] is not None and not record[name] <= TOLERANCES[case.dtype]:
+                raise ArithmeticError(f"{name} {record[name]:.1e} against float64, {TOLERANCES[case.dtype]:g} allowed")
+    if case.group == "memory":
+        del result, gradient
+        record["memory"] = peak_memory(prepared.both)
+    return record
+
+
+def _projection_check(case: Case, x: Tensor, v: Tensor) -> Check:
+    """Compare evenly spread vectors, and of these the gradients of those that have no entry near a kink."""
+    count = min(case.vectors, max(_CHECKED // case.n, 1))
+    chosen = torch.linspace(0, case.vectors - 1, count, dtype=torch.float64).long()
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor.index_select(1 - case.dim, chosen).double()
+
+    z, tau = take(x), torch.full((count,), case.tau, dtype=torch.float64)
+    state = reference.threshold(z, case.k, tau, case.dim)
+    y = reference.evaluate(z, state, tau, case.dim)
+    gradient = reference.jvp(z, take(v), state, tau, case.dim)[0]
+    clear = _clear(z, state, case.tau, case.dim)
+
+    def check(result: Tensor, their_gradient: Tensor) -> tuple[float | None, float | None]:
+        return _largest(take(result) - y), _relative(take(their_gradient), gradient, clear)
+
+    return check
+
+
+def _loss_check(case: Case, x: Tensor, classes: Tensor) -> Check:
+    """Compare the loss, and the gradients of the classes that have no entry near a kink."""
+    total = torch.zeros((), dtype=torch.float64)
+    gradients, clears = [], []
+    for columns in torch.split(torch.arange(case.vectors), max(_BLOCK // case.n, 1)):
+        z, target = x[:, columns].double(), (classes[:, None] == columns).double()
+        terms, gradient = reference.loss(z, target, target.sum(0), case.tau)
+        state = reference.threshold(z, target.sum(0), case.tau, 0)
+        total += terms.sum() / x.numel()
+        gradients.append(gradient / x.numel())
+        clears.append(_clear(z, state, case.tau, 0))
+    expected, clear = torch.cat(gradients, 1), torch.cat(clears, 1)
+
+    def check(result: Tensor, their_gradient: Tensor) -> tuple[float | None, float | None]:
+        return _largest(result.double() / total - 1), _relative(their_gradient.double(), expected, clear)
+
+    return check
+
+
+def _clear(z: Tensor, state: Tensor, tau: float, dim: int) -> Tensor:
+    """Return for each vector, with one entry along dim, whether no entry is so near a kink that rounding decides."""
+    p, d = state.unsqueeze(dim + 1)
+    u = ((z - p) - d) / tau
+    clear: Tensor = (u.abs() > _KINK) & ((u - 1).abs() > _KINK)
+    return clear.all(dim, keepdim=True)
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def _relative(actual: Tensor, expected: Tensor, clear: Tensor) -> float | None:
+    """Return the largest error relative to the largest entry, over the vectors that are clear; None without any."""
+    scale = float(torch.where(clear, expected, 0.0).abs().max())
+    return float(torch.where(clear, actual - expected, 0.0).abs().max()) / scale if scale > 0 else None
+
+
+# ---- memory ----
+
+
+def peak_memory(function: Callable[[], object]) -> int | None:
+    """Return by how many bytes a call raises the process's resident set at its peak; None where Linux is not at hand.
+
+    The function is called twice, so that what only a first call needs is not counted.
+    """
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    function()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # or the call is served from pages that an earlier one left
+    reset.write_text("5")  # the peak starts again from the present
+
+    def kilobytes(field: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
+
+    before = kilobytes("VmRSS:")
+    result = function()
+    peak = kilobytes("VmHWM:")
+    del result
+    return 1024 * (peak - before)
+
+
+# ---- time ----
+
+
+def _alternate(functions: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, list[float]]:
+    """Return the seconds of a call in every round; a contender that drops out lacks the last rounds."""
+    calls, warm = {}, {}
+    for name, function in functions.items():
+        function()
+        duration = min(_time(function, 1) for _ in range(2))
+        calls[name] = max(1, math.ceil(_SAMPLE_SECONDS / max(duration, 1e-7)))
+        warm[name] = duration < _WARM_SECONDS
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    spent = dict.fromkeys(functions, 0.0)
+    order = list(functions)
+    shuffle = random.Random(0).shuffle
+    for _ in range(effort.rounds):
+        shuffle(order)
+        for name in order:
+            if len(samples[name]) >= 3 and spent[name] > effort.seconds:
+                continue
+            if warm[name]:
+                functions[name]()
+            duration = _time(functions[name], calls[name])
+            spent[name] += duration
+            samples[name].append(duration / calls[name])
+    return samples
+
+
+def _time(function: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return time.perf_counter() - start
+
+
+def _summarise(samples: dict[str, list[float]]) -> dict[str, Record]:
+    ours = samples[peers.OURS]
+    records = {}
+    for name, times in samples.items():
+        p20, median, p80 = np.quantile(times, (0.2, 0.5, 0.8))
+        ratio = np.median([theirs / our for theirs, our in zip(times, ours, strict=False)])
+        records[name] = {
+            "median": float(median),
+            "p20": float(p20),
+            "p80": float(p80),
+            "samples": len(times),
+            "ratio": float(ratio),
+        }
+    return records

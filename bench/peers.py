@@ -1,0 +1,311 @@
+"""Who is measured: this package, and everything that a user would pick instead.
+
+Each contender prepares a case: it takes the input and returns functions without arguments that do the work. A contender
+whose package is not installed is absent, and one that does not apply to a case (a dtype or layout it lacks) sits it
+out. The published code of the paper cannot be redistributed and is not among them; "sort + PAV" is its algorithm (sort,
+pool adjacent violators, one row after the other) on top of numpy's sort and scipy's or scikit-learn's compiled
+isotonic regression.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.cases import Case
+from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
+
+OURS = "hypersimplex_ext"
+COPY = "x.clone()"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A case made ready.
+
+    Attributes:
+        forward: computes the output.
+        both: computes the output and the gradient in the input, and returns the gradient.
+        to_tensor: makes a tensor of what either returns.
+    """
+
+    forward: Callable[[], Any]
+    both: Callable[[], Any]
+    to_tensor: Callable[[Any], Tensor] = lambda result: result
+
+
+Prepare = Callable[[Case, Tensor, Tensor, Tensor], Prepared]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """Something that takes part.
+
+    Attributes:
+        prepare: (case, input, gradient of the output, classes) -> the case made ready.
+        package: the distribution it needs beside torch.
+        module: the module that distribution brings.
+        same: whether it computes the same thing as this package, so that its results have to agree.
+        applies: whether it can do a case.
+    """
+
+    prepare: Prepare
+    package: str | None = None
+    module: str | None = None
+    same: Callable[[Case], bool] = lambda case: True
+    applies: Callable[[Case], bool] = lambda case: True
+
+    @property
+    def present(self) -> bool:
+        """Whether its package is installed."""
+        return self.module is None or importlib.util.find_spec(self.module) is not None
+
+
+def _never(_case: Case) -> bool:
+    return False
+
+
+def _float32_rows(case: Case) -> bool:
+    return case.layout == "rows" and case.dtype == "float32"
+
+
+def _torch(function: Callable[[Case, Tensor], Tensor]) -> Prepare:
+    """Prepare a differentiable torch function of the input."""
+
+    def prepare(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
+        leaf = x.detach().requires_grad_()
+        return Prepared(lambda: function(case, x), lambda: torch.autograd.grad(function(case, leaf), leaf, v)[0])
+
+    return prepare
+
+
+def _torch_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Prepare:
+    """Prepare a differentiable torch function of logits and class indices."""
+
+    def prepare(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
+        leaf = x.detach().requires_grad_()
+        return Prepared(lambda: function(x, classes), lambda: torch.autograd.grad(function(leaf, classes), leaf)[0])
+
+    return prepare
+
+
+# ---- the projection in plain torch ----
+
+
+def _project_bisection(z: Tensor, k: float | Tensor, dim: int, halvings: int = 30) -> Tensor:
+    with torch.no_grad():
+        low, high = z.amin(dim, keepdim=True) - 1, z.amax(dim, keepdim=True)
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            above = (z - middle).clamp(0, 1).sum(dim, keepdim=True) > k
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return _refine(z, low, k, dim)
+
+
+def _project_sort(z: Tensor, k: float, dim: int) -> Tensor:
+    """Evaluate the sum at every kink (an entry, or an entry less 1) by prefix sums; it is linear between them."""
+    with torch.no_grad():
+        s = z.movedim(dim, -1).sort(dim=-1, descending=True).values
+        n = s.shape[-1]
+        prefix = functional.pad(s.cumsum(-1, dtype=torch.float64), (1, 0))
+        rank = torch.arange(n, device=s.device).expand_as(s)
+        ascending = s.flip(-1).contiguous()
+        ones = n - torch.searchsorted(ascending, s + 1)  # at the kink s_i: entries of at least s_i + 1
+        among = n - torch.searchsorted(ascending, s - 1, right=True)  # at the kink s_i - 1: entries above it
+        kinks = torch.cat((s, s - 1), -1)
+        sums = torch.cat(
+            (
+                ones + prefix.gather(-1, rank) - prefix.gather(-1, ones) - s * (rank - ones),
+                rank + prefix.gather(-1, among) - prefix.gather(-1, rank) - (s - 1) * (among - rank),
+            ),
+            -1,
+        )
+        low = torch.where(sums >= k, kinks, -torch.inf).amax(-1, keepdim=True)
+        high = torch.where(sums < k, kinks, torch.inf).amin(-1, keepdim=True)
+    return _refine(z, ((low + high) / 2).movedim(-1, dim), k, dim)
+
+
+def _refine(z: Tensor, level: Tensor, k: float | Tensor, dim: int) -> Tensor:
+    """From a level with the right active set to the exact one, differentiably."""
+    active = ((z > level) & (z < level + 1)).sum(dim, keepdim=True)
+    level = level + ((z - level).clamp(0, 1).sum(dim, keepdim=True) - k) / active.clamp(min=1)
+    return (z - level).clamp(0, 1)
+
+
+def _plain_loss(x: Tensor, classes: Tensor) -> Tensor:
+    target = functional.one_hot(classes, x.shape[1]).to(x.dtype)
+    return functional.mse_loss(_project_bisection(x, target.sum(0), 0), target)
+
+
+# ---- sort + PAV, one row after the other ----
+
+
+class _SortPav(torch.autograd.Function):
+    """Eq. 4.4 of the paper: y = s - isotonic(s - w) in sorted order, w being k ones and n - k zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: int, tau: float, isotonic: Callable[[Any], Any]) -> Tensor:
+        z = x.detach().numpy() / tau
+        y = np.empty_like(z)
+        w = np.zeros(z.shape[1], z.dtype)
+        w[:k] = 1
+        for row, out in zip(z, y, strict=True):
+            order = np.argsort(-row)
+            s = row[order]
+            out[order] = s - isotonic(s - w)
+        result = torch.from_numpy(y).clamp_(0, 1)
+        ctx.save_for_backward(result)
+        ctx.tau = tau
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        active = (y > 0) & (y < 1)
+        mean = (v * active).sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp(min=1)
+        return (v - mean) * active / ctx.tau, None, None, None
+
+
+def _pav(x: Tensor, case: Case, isotonic: Callable[[Any], Any]) -> Tensor:
+    result: Tensor = _SortPav.apply(x, case.k, case.tau, isotonic)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _scipy_pav(case: Case, x: Tensor) -> Tensor:
+    from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+
+    return _pav(x, case, lambda row: isotonic_regression(row, increasing=False).x)
+
+
+def _sklearn_pav(case: Case, x: Tensor) -> Tensor:
+    from sklearn.isotonic import isotonic_regression  # type: ignore[import-untyped]
+
+    return _pav(x, case, lambda row: isotonic_regression(row, increasing=False))
+
+
+def _topk(case: Case, x: Tensor) -> Tensor:
+    """The k largest, scattered into zeros: the hard counterpart, with the same shape."""
+    values, indices = x.topk(case.k, case.dim)
+    return torch.zeros_like(x).scatter(case.dim, indices, values)
+
+
+# ---- packages ----
+
+
+def _budget_bisect(case: Case, x: Tensor) -> Tensor:
+    from entmax import budget_bisect  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    return budget_bisect(x / case.tau, budget=case.k, dim=-1, n_iter=24)  # type: ignore[no-any-return]
+
+
+def _sparsemax(case: Case, x: Tensor) -> Tensor:
+    from entmax import sparsemax
+
+    return sparsemax(x / case.tau, dim=case.dim)  # type: ignore[no-any-return]
+
+
+def _soft_rank(case: Case, x: Tensor) -> Tensor:
+    import torchsort  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    return torchsort.soft_rank(x, regularization_strength=case.tau)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _jax_functions(k: int, tau: float) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    import jax  # type: ignore[import-not-found, unused-ignore]
+    import jax.numpy as jnp  # type: ignore[import-not-found, unused-ignore]
+    from jaxopt.projection import projection_box_section  # type: ignore[import-not-found, unused-ignore]
+
+    def project(row: Any) -> Any:
+        ones = jnp.ones_like(row)
+        return projection_box_section(row / tau, (0 * ones, ones, ones, float(k)))
+
+    rows = jax.vmap(project)
+    return jax.jit(rows), jax.jit(lambda x, v: jax.vjp(rows, x)[1](v)[0])
+
+
+def _jaxopt(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
+    import jax.numpy as jnp
+
+    forward, both = _jax_functions(case.k, case.tau)
+    x, v = jnp.asarray(x.numpy()), jnp.asarray(v.numpy())
+    return Prepared(
+        lambda: forward(x).block_until_ready(),
+        lambda: both(x, v).block_until_ready(),
+        lambda result: torch.from_numpy(np.array(result)),
+    )
+
+
+CONTENDERS: dict[str, Contender] = {
+    OURS: Contender(_torch(lambda case, x: soft_binary_argmax(x, case.k, case.tau, case.dim))),
+    "torch, sort": Contender(_torch(lambda case, x: _project_sort(x / case.tau, case.k, case.dim))),
+    "torch, bisection": Contender(_torch(lambda case, x: _project_bisection(x / case.tau, case.k, case.dim))),
+    "sort + PAV (scipy)": Contender(_torch(_scipy_pav), "scipy", "scipy", applies=_float32_rows),
+    "sort + PAV (scikit-learn)": Contender(_torch(_sklearn_pav), "scikit-learn", "sklearn", applies=_float32_rows),
+    "entmax.budget_bisect": Contender(
+        _torch(_budget_bisect), "entmax", "entmax", applies=lambda case: case.layout == "rows"
+    ),
+    "entmax.sparsemax": Contender(_torch(_sparsemax), "entmax", "entmax", same=lambda case: case.k == 1),
+    # XLA takes its number of threads at start-up: every core
+    "jaxopt.projection_box_section": Contender(
+        _jaxopt, "jaxopt", "jaxopt", applies=lambda case: _float32_rows(case) and case.threads == 0
+    ),
+    "torchsort.soft_rank": Contender(_torch(_soft_rank), "torchsort", "torchsort", _never, _float32_rows),
+    "torch.softmax": Contender(_torch(lambda case, x: x.softmax(case.dim)), same=_never),
+    "torch.sort": Contender(_torch(lambda case, x: x.sort(case.dim).values), same=_never),
+    "torch.topk": Contender(_torch(_topk), same=_never),
+    COPY: Contender(_torch(lambda case, x: x.clone()), same=_never),
+}
+LOSSES: dict[str, Contender] = {
+    OURS: Contender(_torch_loss(hypersimplex_loss)),
+    "torch, bisection": Contender(_torch_loss(_plain_loss)),
+    "F.cross_entropy": Contender(_torch_loss(functional.cross_entropy), same=_never),
+    "F.mse_loss (one-hot)": Contender(
+        _torch_loss(lambda x, c: functional.mse_loss(x, functional.one_hot(c, x.shape[1]).to(x.dtype))), same=_never
+    ),
+    COPY: CONTENDERS[COPY],
+}
+
+
+_ALWAYS = (OURS, "torch.softmax", COPY)
+GROUPS: dict[str, tuple[str, ...]] = {
+    "peers": tuple(CONTENDERS),
+    "loss": tuple(LOSSES),
+    "length": (*_ALWAYS, "torch.sort", "torch, bisection", "jaxopt.projection_box_section"),
+    "inputs": _ALWAYS,
+    "mass": (*_ALWAYS, "torch.topk"),
+    "dtype": _ALWAYS,
+    "layout": _ALWAYS,
+    "threads": _ALWAYS,
+    "overhead": (*_ALWAYS, "torch.sort", "torch, bisection"),
+    "long": _ALWAYS,
+    "memory": tuple(CONTENDERS),
+}
+
+
+def contenders(case: Case) -> dict[str, Contender]:
+    """Return those that are present and can do a case, this package first."""
+    table = LOSSES if case.operation == "loss" else CONTENDERS
+    return {name: table[name] for name in GROUPS[case.group] if table[name].present and table[name].applies(case)}
+
+
+def absent() -> dict[str, str]:
+    """Return the contenders whose package is not installed, and that package."""
+    return {name: peer.package for name, peer in CONTENDERS.items() if peer.package and not peer.present}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the peers' packages that are installed."""
+    packages = {peer.package for peer in CONTENDERS.values() if peer.package and peer.present} | {"torch"}
+    if CONTENDERS["jaxopt.projection_box_section"].present:
+        packages |= {"jax"}
+    return {package: importlib.metadata.version(package) for package in sorted(packages)}
