@@ -128,8 +128,6 @@ class _TransformableProject(_Project):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         v, _, k_tangent, _, tau_tangent, _, _ = tangents
         x, mask, k_values, tau_values, state = ctx.saved_tensors
-        if v is None:
-            v = torch.zeros_like(x)
         if tau_tangent is not None:
             y, _ = project(x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim)
             v = v - (tau_tangent.unsqueeze(ctx.dim) * y).to(v.dtype)
@@ -191,8 +189,6 @@ class _TransformableProduct(_Product):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         v_tangent, _, _, _, tau_tangent, _, _ = tangents
         v, x, mask, state, tau_values = ctx.saved_tensors
-        if v_tangent is None:
-            v_tangent = torch.zeros_like(x)
         if tau_tangent is not None:
             v_tangent = v_tangent - (v * (tau_tangent / tau_values).unsqueeze(ctx.dim)).to(v_tangent.dtype)
         return product(v_tangent, x, mask, state, tau_values, ctx.tau, ctx.dim)

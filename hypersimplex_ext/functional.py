@@ -126,9 +126,10 @@ def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tu
 
 def _autocast(input: Tensor) -> Tensor:
     """Under autocast compute in float32, as PyTorch's softmax and losses do."""
-    if torch.is_autocast_enabled(input.device.type) and input.dtype.itemsize == 2:
-        return input.float()
-    return input
+    if input.dtype.itemsize > 2:
+        return input
+    device = input.device.type
+    return input.float() if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else input
 
 
 def binary_argmax(input: Tensor, k: int, dim: int = -1) -> Tensor:

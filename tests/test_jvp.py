@@ -195,6 +195,14 @@ def test_gradcheck(device, shape, dim):
     assert torch.autograd.gradcheck(masked, (inputs[0], inputs[2]))
 
 
+def test_forward_mode_with_numbers_for_k_and_tau(device):
+    x, *_ = smooth_inputs((3, 7), 1, device)
+    mask = torch.arange(7, device=device) != 2
+    function = lambda x: soft_binary_argmax(x, 2, 0.7, mask=mask)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x,), check_fwd_over_rev=True)
+
+
 def test_second_derivative_uses_the_same_product(device):
     """For L = |y|^2 / 2 the Hessian is J / tau^2, as J is a projection."""
     x, k, tau = smooth_inputs((2, 9), 1, device)

@@ -1,0 +1,145 @@
+"""The operators under torch.compile, torch.export and with shapes alone."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext.nn import HyperSimplexLoss, SoftBinaryArgmax
+
+from .cases import assert_close
+
+OPERATORS = torch.ops.hypersimplex_ext
+pytestmark = [  # PyTorch about itself
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def layouts(shape):
+    x = torch.randn(shape)
+    return [x, x.permute(*reversed(range(x.ndim))), x[..., ::2], x[:1].expand(shape), x.bfloat16()]
+
+
+@pytest.mark.parametrize("per_vector", [False, True])
+def test_operators_are_registered_rightly(per_vector):
+    for x in layouts((4, 5, 6)):
+        rest = (x.shape[0], x.shape[2])
+        mask = torch.rand(x.shape) < 0.8 if per_vector else None
+        k, tau = (5 * torch.rand(rest).double(), 0.5 + torch.rand(rest).double()) if per_vector else (None, None)
+        arguments = (x, mask, k, 2.0, tau, 1.0, 1)
+        torch.library.opcheck(OPERATORS.threshold.default, arguments)
+        state = OPERATORS.threshold(*arguments)[1]
+        for operator in (OPERATORS.jvp, OPERATORS.vjp):
+            torch.library.opcheck(operator.default, (x, mask, torch.randn(x.shape), state, tau, 1.0, 1))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("shape", [(9, 4), (3, 4, 5), (3, 4, 5, 6)])
+def test_loss_operators_are_registered_rightly(shape, dense):
+    for x in layouts(shape):
+        target = torch.rand(x.shape).to(x.dtype) if dense else torch.randint(4, (x.shape[0], *x.shape[2:])) % x.shape[1]
+        arguments = (x, target, None, 0.0, 1, None, 1.0, None, None, -100, 0.0, 0, 0)
+        torch.library.opcheck(OPERATORS.loss_forward.default, arguments)
+        state = OPERATORS.loss_forward(*arguments)[1]
+        torch.library.opcheck(OPERATORS.loss_backward.default, (torch.ones((), dtype=x.dtype), state, *arguments))
+
+
+def test_shapes_alone():
+    x = torch.randn(3, 4, 5, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    y, t = soft_binary_argmax(x, 2, dim=1, return_threshold=True)
+    assert (y.shape, y.dtype, t.shape, t.dtype) == (x.shape, x.dtype, (3, 5), torch.float32)
+    value = hypersimplex_loss(x, torch.empty(3, 5, dtype=torch.long, device="meta"))
+    assert (value.shape, value.dtype, value.device.type) == ((), x.dtype, "meta")
+    (grad,) = torch.autograd.grad(value, x)
+    assert (grad.shape, grad.dtype) == (x.shape, x.dtype)
+
+
+LABELS = torch.arange(20) % 6
+FUNCTIONS = {
+    "projection": lambda x, k, tau: soft_binary_argmax(2 * x, 2, 0.7) ** 2,
+    "columns": lambda x, k, tau: soft_binary_argmax(2 * x, 2.5, 0.7, dim=0) ** 2,
+    "k and tau": lambda x, k, tau: soft_binary_argmax(2 * x, k, tau) ** 2,
+    "mask": lambda x, k, tau: soft_binary_argmax(2 * x, k, tau, mask=x > -1) ** 2,
+    "loss": lambda x, k, tau: hypersimplex_loss(2 * x, LABELS),
+    "fenchel_young": lambda x, k, tau: hypersimplex_loss(2 * x, LABELS, 0.4, 0.6, kind="fenchel_young"),
+    "composed": lambda x, k, tau: hypersimplex_loss(2 * x, LABELS, k, tau, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiled_training(name):
+    results = []
+    for function in (FUNCTIONS[name], torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        leaves = [t.requires_grad_() for t in (torch.randn(20, 6), torch.tensor(2.2), torch.tensor(0.8))]
+        value = function(*leaves)
+        results.append([value, *torch.autograd.grad(value.sum(), leaves, allow_unused=True)])
+    for eager, compiled in zip(*results, strict=True):
+        assert (eager is None) == (compiled is None)
+        if eager is not None:
+            assert_close(compiled.detach(), eager.detach(), 1e-6)
+
+
+def test_batches_of_any_size_compile_once():
+    counter = CompileCounterWithBackend("aot_eager")
+    loss = HyperSimplexLoss(6)
+    layer = torch.nn.Linear(4, 6)
+    step = torch.compile(lambda x, t: loss(layer(x), t), fullgraph=True, dynamic=True, backend=counter)
+    compiled = set()
+    for n in range(7, 27):  # not 6, which would be taken for the number of classes
+        x, labels = torch.randn(n, 4), torch.arange(n) % 6
+        value = step(x, labels)
+        value.backward()
+        compiled.add(counter.frame_count)
+        assert_close(value.detach(), hypersimplex_loss(layer(x), labels).detach(), 1e-6)
+    assert len(compiled) == 1
+    assert loss.num_batches_tracked.tolist() == [20] * 6
+    assert 0 < loss.active_fraction < 1
+
+
+def test_lazy_module_compiles():
+    module, twin = HyperSimplexLoss(), HyperSimplexLoss()
+    x = torch.randn(20, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x, LABELS), twin(x, LABELS), 1e-6)
+    assert torch.equal(module.running_threshold, twin.running_threshold)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jvp"])
+def test_compiled_derivative_transforms_are_refused(transform):
+    def function(x):
+        value = lambda v: hypersimplex_loss(v, LABELS)  # noqa: E731
+        if transform == "grad":
+            return torch.func.grad(value)(x)
+        if transform == "vjp":
+            return torch.func.vjp(value, x)[1](torch.tensor(1.0))[0]
+        return torch.func.jvp(value, (x,), (torch.ones_like(x),))[1]
+
+    x = torch.randn(20, 6)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="would miss the derivatives of hypersimplex_ext"):
+        torch.compile(function, fullgraph=True, backend="aot_eager")(x)
+    torch._dynamo.reset()
+    assert_close(torch.compile(function, backend="aot_eager")(x), function(x), 1e-6)  # falls back to eager
+    torch._dynamo.reset()
+    inside = torch.compile(lambda v: hypersimplex_loss(v, LABELS), backend="aot_eager")
+    assert_close(torch.func.grad(inside)(x), torch.func.grad(lambda v: hypersimplex_loss(v, LABELS))(x), 1e-6)
+
+
+def test_compiled_vmap():
+    x = torch.randn(5, 6)
+    function = lambda x: torch.func.vmap(lambda row: soft_binary_argmax(row, 2))(x)  # noqa: E731
+    assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x), 1e-6)
+
+
+def test_export():
+    model = torch.nn.Sequential(torch.nn.Linear(5, 6), SoftBinaryArgmax(2))
+    x = torch.randn(7, 5)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    larger = torch.randn(11, 5)
+    assert_close(exported.module()(larger).detach(), model(larger).detach(), 1e-6)
