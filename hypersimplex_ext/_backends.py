@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,8 +26,21 @@ class Backend(NamedTuple):
     call: Callable[..., None]
 
 
+_forked = False
+
+
+def _after_fork() -> None:
+    """Go on with one thread: a forked child has none of its parent's, for which OpenMP would wait forever."""
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _call_cpu(function: Callable[..., None], device: torch.device, *arguments: object) -> None:
-    function(*arguments, torch.get_num_threads())
+    function(*arguments, 1 if _forked else torch.get_num_threads())
 
 
 def _call_cuda(function: Callable[..., None], device: torch.device, *arguments: object) -> None:
