@@ -16,6 +16,8 @@ namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
 constexpr int kGroup = 16;
+constexpr int kRun = 16;  // steps summed in T before they join the sum of the block: entries that are all alike round
+                          // alike, and such errors grow with the length of a sum
 
 template <class T>
 constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
@@ -62,6 +64,17 @@ static inline void flush(const A* sums, double* total) {
 #pragma omp simd
   for (int l = 0; l < kGroup; ++l) total[l] += double(sums[l]);
 }
+
+// The end of one run of a sum in T: sum += part.
+template <class T>
+static inline void join(T* part, T* sum) {
+#pragma omp simd
+  for (int l = 0; l < kGroup; ++l) {
+    sum[l] += part[l];
+    part[l] = 0;
+  }
+}
+static inline int64_t run_end(int64_t step, int64_t steps) { return step + kRun < steps ? step + kRun : steps; }
 
 template <class T>
 static void sweep_moments(const T* x, int64_t steps, int64_t stride, int width, const T* shift, LaneMoments<T>& out) {
@@ -113,15 +126,19 @@ static void sweep_counts(const T* x, int64_t steps, int64_t stride, int width, c
       p[l] = lanes.p[g + l];
     }
     const T* row = x + g;
-    for (int64_t s = 0; s < steps; ++s, row += stride) {
+    T part[kGroup] = {};
+    for (int64_t n = 0; n < steps;) {
+      for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride) {
 #pragma omp simd
-      for (int l = 0; l < kGroup; ++l) {
-        T v = row[l];
-        bool is_above = v > floor[l], is_one = v >= ceiling[l];
-        above[l] += is_above;
-        ones[l] += is_one;
-        sum[l] += masked(is_above & !is_one, v - p[l]);
+        for (int l = 0; l < kGroup; ++l) {
+          T v = row[l];
+          bool is_above = v > floor[l], is_one = v >= ceiling[l];
+          above[l] += is_above;
+          ones[l] += is_one;
+          part[l] += masked(is_above & !is_one, v - p[l]);
+        }
       }
+      join(part, sum);
     }
     flush(above, out.a + g);
     flush(ones, out.b + g);
@@ -185,9 +202,13 @@ static void sweep_sum(const T* x, int64_t steps, int64_t stride, int width, Lane
   for (int g = 0; g < width; g += kGroup) {
     T sum[kGroup] = {};
     const T* row = x + g;
-    for (int64_t s = 0; s < steps; ++s, row += stride) {
+    T part[kGroup] = {};
+    for (int64_t n = 0; n < steps;) {
+      for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride) {
 #pragma omp simd
-      for (int l = 0; l < kGroup; ++l) sum[l] += row[l];
+        for (int l = 0; l < kGroup; ++l) part[l] += row[l];
+      }
+      join(part, sum);
     }
     flush(sum, out.a + g);
   }
@@ -210,19 +231,23 @@ static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride
       rate[l] = lanes.rate[g + l];
     }
     const T *row = x + g, *tangent = v + g;
-    for (int64_t s = 0; s < steps; ++s, row += stride, tangent += v_stride) {
+    T part[kGroup] = {};
+    for (int64_t n = 0; n < steps;) {
+      for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride, tangent += v_stride) {
 #pragma omp simd
-      for (int l = 0; l < kGroup; ++l) {
-        bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
-        T u = masked(is_active, tangent[l]);
-        active[l] += is_active;
-        sum[l] += u;
-        if (Products) {
-          T y = masked(is_active, ((row[l] - p[l]) - d[l]) * rate[l]);
-          product[l] += u * y;
-          inner[l] += y;
+        for (int l = 0; l < kGroup; ++l) {
+          bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
+          T u = masked(is_active, tangent[l]);
+          active[l] += is_active;
+          part[l] += u;
+          if (Products) {
+            T y = masked(is_active, ((row[l] - p[l]) - d[l]) * rate[l]);
+            product[l] += u * y;
+            inner[l] += y;
+          }
         }
       }
+      join(part, sum);
     }
     flush(active, out.a + g);
     flush(sum, out.b + g);
@@ -279,23 +304,30 @@ static void sweep_loss(const T* x, const T* target, const T* weight, int64_t ste
       rate[l] = lanes.rate[g + l];
     }
     const T *row = x + g, *label = target + g, *importance = weight + g;
-    for (int64_t n = 0; n < steps; ++n, row += stride, label += target_stride, importance += Weighted ? width : 0) {
+    T mean_part[kGroup] = {}, loss_part[kGroup] = {}, balance_part[kGroup] = {};
+    for (int64_t n = 0; n < steps;) {
+      for (const int64_t end = run_end(n, steps); n < end;
+           ++n, row += stride, label += target_stride, importance += Weighted ? width : 0) {
 #pragma omp simd
-      for (int l = 0; l < kGroup; ++l) {
-        bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
-        T u = ((row[l] - p[l]) - d[l]) * rate[l];
-        T y = clip01(u), r = y - label[l];
-        T s = Weighted ? importance[l] : T(1);
-        T sr = s * r;
-        active[l] += is_active;
-        mean[l] += masked(is_active, FenchelYoung ? s : sr);
-        if (FenchelYoung) {
-          loss[l] += masked(r != 0, sr * (u - T(0.5) * (y + label[l])));
-          balance[l] += sr;
-        } else {
-          loss[l] += sr * r;
+        for (int l = 0; l < kGroup; ++l) {
+          bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
+          T u = ((row[l] - p[l]) - d[l]) * rate[l];
+          T y = clip01(u), r = y - label[l];
+          T s = Weighted ? importance[l] : T(1);
+          T sr = s * r;
+          active[l] += is_active;
+          mean_part[l] += masked(is_active, FenchelYoung ? s : sr);
+          if (FenchelYoung) {
+            loss_part[l] += masked(r != 0, sr * (u - T(0.5) * (y + label[l])));
+            balance_part[l] += sr;
+          } else {
+            loss_part[l] += sr * r;
+          }
         }
       }
+      join(mean_part, mean);
+      join(loss_part, loss);
+      if (FenchelYoung) join(balance_part, balance);
     }
     flush(active, out.a + g);
     flush(mean, out.b + g);
