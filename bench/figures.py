@@ -163,7 +163,7 @@ def _bandwidth(records: list[Record]) -> Figure:
 def _accuracy(records: list[Record]) -> Figure:
     """Largest error of a result and of a gradient against float64, of everything that computes the projection."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     names = [name for name in CONTENDERS if any(r["systems"].get(name, {}).get("same") for r in records)][::-1]
     for axes, (field, title) in zip(
         panels,

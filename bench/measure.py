@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import hashlib
 import importlib.machinery
@@ -100,6 +101,7 @@ def _key(case: Case, effort: Effort) -> Record:
     }
 
 
+@functools.cache
 def _build() -> Record:
     """Return version, vector extension and digest of the native core."""
     info = hypersimplex_ext.build_info()

@@ -168,7 +168,7 @@ class _SortPav(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None, None]:
         (y,) = ctx.saved_tensors
         active = (y > 0) & (y < 1)
         mean = (v * active).sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp(min=1)
@@ -306,6 +306,6 @@ def absent() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Return the versions of the peers' packages that are installed."""
     packages = {peer.package for peer in CONTENDERS.values() if peer.package and peer.present} | {"torch"}
-    if CONTENDERS["jaxopt.projection_box_section"].present:
-        packages |= {"jax"}
+    if "jaxopt" in packages:
+        packages.add("jax")
     return {package: importlib.metadata.version(package) for package in sorted(packages)}
