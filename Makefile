@@ -1,6 +1,7 @@
 # make demo    train a small network with this loss and with its rivals; prints where the table and the plots are
 # make test    run the tests
 # make lint    check style and types
+# make bench   measure against plain PyTorch and its peers, in two minutes; BENCH=--full measures everything
 # make clean   remove what was built
 # The first use creates a virtual environment in .venv and builds the package into it.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -22,6 +23,10 @@ lint: $(VENV)/.requirements
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict hypersimplex_ext
 	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE)
+
+bench: $(VENV)/.installed
+	$(PIP) install --quiet -r bench/requirements-peers.txt
+	$(VENV)/bin/python -m bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info hypersimplex_ext/_C.*.so .coverage .mypy_cache .pytest_cache .ruff_cache
