@@ -25,7 +25,7 @@ lint: $(VENV)/.requirements
 	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE)
 
 bench: $(VENV)/.installed
-	$(PIP) install --quiet -r bench/requirements-peers.txt
+	-$(PIP) install --quiet -r bench/requirements-peers.txt
 	$(VENV)/bin/python -m bench $(BENCH)
 
 clean:

@@ -27,7 +27,7 @@ from bench.results import Record, ResultsFile
 EFFORTS = {
     "smoke": (cases.SMOKE, Effort(rounds=3, seconds=0.0)),
     "quick": (cases.QUICK, Effort(rounds=15, seconds=0.12)),
-    "full": (cases.FULL, Effort(rounds=41, seconds=2.0)),
+    "full": (cases.FULL, Effort(rounds=41, seconds=1.0)),
 }
 
 

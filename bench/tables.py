@@ -10,14 +10,16 @@ from bench.peers import COPY, OURS
 from bench.results import Record
 
 SOFTMAX = "torch.softmax"
+_NOTES = """Times: median [20th, 80th percentile]; ratios: to hypersimplex_ext, median of those within the rounds. Errors:
+largest against float64, of a gradient relative to its largest entry, "-" where nothing can be compared. "Another
+function" is there for scale. The published code of the paper cannot be redistributed and is left out; "sort + PAV" is
+its algorithm, one row after the other, on numpy's sort and the named package's isotonic regression. jaxopt always uses
+every core."""
 
 
 def tables(records: Sequence[Record]) -> str:
-    """Return every table that the records, one per case, have something for.
-
-    Times are medians, in brackets the 20th and 80th percentile; ratios are medians of the ratios within the rounds.
-    """
-    parts = [origin(records)]
+    """Return every table that the records, one per case, have something for."""
+    parts = [origin(records), _NOTES]
     parts += [_comparison(record) for record in of_group(records, "peers", "loss")]
     parts += [_lengths(of_group(records, "length")), _inputs(of_group(records, "inputs"))]
     parts += [_variants(of_group(records, "mass", "dtype", "layout", "threads", "long"))]
