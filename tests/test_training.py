@@ -61,6 +61,14 @@ def assert_same(actual, expected, tolerance=0.0):
     assert all(e.any() for e in expected)
 
 
+def assert_alike(actual, expected):
+    """Up to the rounding of halves, by which some entries change sides."""
+    assert_close(actual[0], expected[0], 0.02)
+    together, due = (torch.cat([t.double().flatten() for t in tensors[1:]]) for tensors in (actual, expected))
+    assert torch.cosine_similarity(together, due, 0) > 0.97
+    assert 0.8 < together.norm() / due.norm() < 1.25
+
+
 def statistics(loss):
     return loss.running_threshold, loss.num_batches_tracked
 
@@ -79,8 +87,7 @@ def test_autocast(network, batch, device, dtype):
         cross_entropy = torch.nn.functional.cross_entropy(logits, batch[1])
         assert hypersimplex_loss(logits, batch[1]).dtype == cross_entropy.dtype == torch.float32
         assert soft_binary_argmax(logits.double(), 2).dtype == torch.float64
-    rough = gradients(network, batch, torch.autocast(device.type, dtype)(network.forward))
-    assert_same(rough, expected, 0.3)  # some entries change sides
+    assert_alike(gradients(network, batch, torch.autocast(device.type, dtype)(network.forward)), expected)
     assert network.loss.running_threshold.dtype == torch.float32
     leaf = torch.randn(SAMPLES, CLASSES, device=device, dtype=dtype, requires_grad=True)
     with torch.autocast(device.type, dtype):
@@ -114,7 +121,10 @@ def test_whole_module_in_one_dtype(network, batch, dtype):
     actual = gradients(module, (batch[0].to(dtype), batch[1]))
     assert {t.dtype for t in actual} == {module.loss.running_threshold.dtype} == {dtype}
     assert module.loss.num_batches_tracked.dtype == torch.int64
-    assert_same(actual, expected, 1e-5 if dtype.itemsize > 2 else 0.3)
+    if dtype.itemsize > 2:
+        assert_same(actual, expected, 1e-5)
+    else:
+        assert_alike(actual, expected)
     assert module.loss.predict(batch[0][:, :CLASSES].to(dtype)).shape == (SAMPLES,)
 
 
