@@ -36,16 +36,16 @@ def choice(name: str, value: Any, allowed: dict[str, int]) -> int:
     return allowed[value]
 
 
-def number(name: str, value: object) -> float:
-    """`value` as a float; tensors are dealt with before."""
+def number(name: str, value: object, kinds: str = "a real number") -> float:
+    """Any real number but a bool."""
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name} must be a real number or a Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be {kinds}, got {type(value).__name__}")
     return value  # type: ignore[return-value]
 
 
 def mass(k: object, n: int) -> float:
     """A number k in [0, n]."""
-    k = number("k", k)
+    k = number("k", k, "a real number or a Tensor")
     if not 0 <= k <= n:
         raise ValueError(f"k must lie in [0, {n}], the number of entries, got {k}")
     return k
@@ -53,15 +53,15 @@ def mass(k: object, n: int) -> float:
 
 def temperature(tau: object) -> float:
     """A number tau in (0, inf)."""
-    tau = number("tau", tau)
+    tau = number("tau", tau, "a real number or a Tensor")
     if not 0 < tau < math.inf:
         raise ValueError(f"tau must lie in (0, inf), got {tau}")
     return tau
 
 
-def fraction(name: str, value: object) -> float:
+def fraction(name: str, value: object, kinds: str = "a real number") -> float:
     """A number in [0, 1]."""
-    value = number(name, value)
+    value = number(name, value, kinds)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
     return value

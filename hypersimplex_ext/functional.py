@@ -74,8 +74,8 @@ def soft_binary_argmax(
     Returns:
         y with the shape and dtype of `input`. With `return_threshold`, (y, t): t has the shape of `input` without
         `dim`, is in the units of `input`, float64 for float64 input and float32 otherwise, and carries no gradient.
-        Where no entry lies strictly between 0 and 1, t is the middle of the thresholds that give y; it is +inf where k
-        = 0, or at least k entries are +inf, and -inf where at most k entries take part.
+        Where no entry lies strictly between 0 and 1, t is the middle of the thresholds that give y. It is +inf where
+        k = 0 or at least k entries are +inf, and -inf where at most k entries take part.
 
     A nan makes its vector nan. Entries of +inf share k equally if there are at least k of them, else are 1; entries of
     -inf are 0, and if at most k others remain, those are all 1 (and the sum falls short of k). Neither has a gradient.
@@ -193,15 +193,14 @@ def hypersimplex_loss(
         \text{Fenchel-Young:}\quad l_{ic} &= \tfrac12 (z_{ic} - t_{ic})^2 - \tfrac12 (z_{ic} - p_{ic})^2
 
     The squared loss has no gradient on saturated entries (p exactly 0 or 1), also not on those saturated to the wrong
-    side. The Fenchel-Young loss is convex with gradient (p - t) / tau, and its sum over a class is zero only where p =
-    t.
+    side. The Fenchel-Young loss is convex with gradient (p - t) / tau; with k = "targets" its sum over a class is not
+    negative, and zero only where p = t.
 
-    Either loss is blind to a shift of a class's logits, so prediction needs a threshold per class:
-    see :class:`hypersimplex_ext.nn.HyperSimplexLoss`, which keeps them.
+    With k = "targets" either loss is blind to a shift of a class's logits (the squared one always is), so prediction
+    needs a threshold per class: see :class:`hypersimplex_ext.nn.HyperSimplexLoss`, which keeps them.
 
-    With class indices or dense targets, reduction "mean" or "sum" and a gradient in `input` alone, forward and backward
-    are
-    fused: nothing is expanded to one-hot, copied or kept per element. Anything else that requires grad is served too.
+    With reduction "mean" or "sum" and a gradient in `input` alone, forward and backward are fused: nothing is expanded
+    to one-hot, copied or kept per element. Gradients in everything else that requires grad are served too.
 
     Args:
         input: Logits [n, C], [n] (binary), or [N, C, d1, ...] (samples n = N * d1 * ...); float16, bfloat16, float32 or
@@ -298,5 +297,5 @@ def _loss_mass(k: float | Tensor | Literal["targets"], input: Tensor, classes: i
     if isinstance(k, Tensor):
         return _checks.per_vector("k", k, input, (classes,), "the number of classes"), 0.0, _loss.VALUE
     if not isinstance(k, (int, numbers.Integral, torch.SymInt)):
-        return None, _checks.fraction("k", k), _loss.FRACTION
+        return None, _checks.fraction("k", k, "a real number, a Tensor or 'targets'"), _loss.FRACTION
     return None, _checks.mass(_checks.integer("k", k), math.prod(_checks.sample_shape(input))), _loss.VALUE

@@ -46,7 +46,7 @@ class SoftBinaryArgmax(torch.nn.Module):
 
     def __init__(self, k: float | Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> None:
         super().__init__()
-        _attach(self, "k", k if isinstance(k, Tensor) else _checks.number("k", k))
+        _attach(self, "k", k if isinstance(k, Tensor) else _checks.number("k", k, "a real number or a Tensor"))
         _attach(self, "tau", tau if isinstance(tau, Tensor) else _checks.temperature(tau))
         self.dim = dim
 

@@ -114,7 +114,7 @@ def test_binary_argmax(arguments, error, message):
         ({"k": 1.5}, ValueError, "k must lie in [0, 1], got 1.5"),
         ({"k": NAN}, ValueError, "k must lie in [0, 1], got nan"),
         ({"k": 6}, ValueError, "k must lie in [0, 5], the number of entries, got 6"),
-        ({"k": None}, TypeError, "k must be a real number or a Tensor, got NoneType"),
+        ({"k": None}, TypeError, "k must be a real number, a Tensor or 'targets', got NoneType"),
         ({"k": torch.ones(5)}, ValueError, "k must broadcast to [4], the number of classes, got shape [5]"),
         ({"k": torch.tensor([1.0, 2, 3, 6])}, ValueError, "k must lie in [0, 5], got 6"),
         ({"tau": 0}, ValueError, "tau must lie in (0, inf), got 0"),
@@ -127,7 +127,7 @@ def test_binary_argmax(arguments, error, message):
         ({"weight": torch.ones(4) > 0}, TypeError, "weight must be real, got torch.bool"),
         ({"sample_weight": torch.ones(4)}, ValueError, "sample_weight must have shape [5], got [4]"),
         ({"label_smoothing": 1.5}, ValueError, "label_smoothing must lie in [0, 1], got 1.5"),
-        ({"label_smoothing": "1"}, TypeError, "label_smoothing must be a real number or a Tensor, got str"),
+        ({"label_smoothing": "1"}, TypeError, "label_smoothing must be a real number, got str"),
         ({"ignore_index": 1.0}, TypeError, "ignore_index must be an integer, got float"),
     ],
 )
