@@ -26,7 +26,7 @@ from bench.results import Record, ResultsFile
 
 EFFORTS = {
     "smoke": (cases.SMOKE, Effort(rounds=3, seconds=0.0)),
-    "quick": (cases.QUICK, Effort(rounds=15, seconds=0.12)),
+    "quick": (cases.QUICK, Effort(rounds=15, seconds=0.1)),
     "full": (cases.FULL, Effort(rounds=41, seconds=1.0)),
 }
 

@@ -154,7 +154,7 @@ QUICK = [
     _peers(10, 8192, 4096),
     _peers(1024, 1000, 5),
     _loss(8192, 10),
-    _loss(4096, 1000),
+    _loss(2048, 1000),
     *_lengths(1 << 20, (16, 128, 1024, 8192, 65_536, 1 << 20)),
     *(Case("inputs", 16, 8192, 4096, inputs=inputs) for inputs in _QUICK_INPUTS),
     *_variants(64, 8192),

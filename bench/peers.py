@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -223,7 +224,10 @@ def _soft_rank(case: Case, x: Tensor) -> Tensor:
 def _jax_functions(k: int, tau: float) -> tuple[Callable[..., Any], Callable[..., Any]]:
     import jax  # type: ignore[import-not-found, unused-ignore]
     import jax.numpy as jnp  # type: ignore[import-not-found, unused-ignore]
-    from jaxopt.projection import projection_box_section  # type: ignore[import-not-found, unused-ignore]
+
+    with warnings.catch_warnings():  # it says at import that it is no longer developed
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jaxopt.projection import projection_box_section  # type: ignore[import-not-found, unused-ignore]
 
     def project(row: Any) -> Any:
         ones = jnp.ones_like(row)
