@@ -103,6 +103,39 @@ def test_batches_of_any_size_compile_once():
     assert 0 < loss.active_fraction < 1
 
 
+def test_training_with_inductor():
+    """Generated code for the layers around the operators, for batches of two sizes, and the optimizer's step after."""
+    torch.manual_seed(0)
+    layer, loss = torch.nn.Linear(4, 6), HyperSimplexLoss(6)
+    twins = [torch.nn.Linear(4, 6), HyperSimplexLoss(6)]
+    twins[0].load_state_dict(layer.state_dict())
+
+    def value(layer, loss, x, labels):
+        hidden = layer(x)
+        return loss(hidden * soft_binary_argmax(hidden, 2), labels)
+
+    compiled = torch.compile(value, fullgraph=True, dynamic=True)
+    for n in (20, 27):
+        x, labels = torch.randn(n, 4), torch.arange(n) % 6
+        for function, modules in ((compiled, [layer, loss]), (value, twins)):
+            modules[0].zero_grad()
+            function(*modules, x, labels).backward()
+            torch.optim.SGD(modules[0].parameters(), 0.1).step()
+        assert_close(layer.weight.grad, twins[0].weight.grad, 1e-5)
+        assert_close(layer.weight.detach(), twins[0].weight.detach(), 1e-6)
+        assert_close(loss.running_threshold, twins[1].running_threshold, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["projection", "loss"])
+def test_compiled_double_backward_is_refused(name):
+    """By PyTorch, for whatever it compiles; uncompiled it works."""
+    x, *rest = torch.randn(20, 6, requires_grad=True), torch.tensor(2.2), torch.tensor(0.8)
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")
+    (first,) = torch.autograd.grad(compiled(x, *rest).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        first.sum().backward()
+
+
 def test_lazy_module_compiles():
     module, twin = HyperSimplexLoss(), HyperSimplexLoss()
     x = torch.randn(20, 6)
