@@ -1,12 +1,13 @@
 """The snippets of the README run, and do what it says."""
 
+import functools
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from hypersimplex_ext import soft_binary_argmax
+from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 SNIPPETS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
 
@@ -44,3 +45,54 @@ def test_training_example_learns():
     namespace["loss"].fold_into(layer)
     folded = namespace["model"](batches[-1][0]).argmax(1)
     assert torch.equal(folded, namespace["labels"])
+
+
+# ---- using it with torch.compile, AMP, DDP, torch.func ----
+
+
+@pytest.fixture
+def batch():
+    return {"x": torch.randn(32, 64), "y": torch.arange(32) % 10, "logits": torch.randn(32, 10)}
+
+
+def assert_trained(model, loss):
+    assert model.weight.grad.any()
+    assert loss.num_batches_tracked.tolist() == [1] * 10
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch about itself
+def test_compile(batch, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # in less time
+    exec(snippet("compiled_step"), batch)
+    assert_trained(batch["model"], batch["loss"])
+
+
+def test_mixed_precision(batch):
+    exec(snippet("GradScaler"), batch)
+    assert_trained(batch["model"], batch["loss"])
+    assert batch["value"].dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_distributed(batch, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        exec(snippet("DistributedDataParallel"), batch)
+        assert_trained(batch["parallel"].module.model, batch["parallel"].module.loss)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_function_transforms(batch):
+    exec(snippet("torch.func"), batch)
+    for tau, gradient in zip(batch["temperatures"].tolist(), batch["gradients"], strict=True):
+        leaf = batch["logits"].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(hypersimplex_loss(leaf, batch["y"], tau=tau), leaf)
+        torch.testing.assert_close(gradient, expected)
+    assert batch["curvature"].any()
+
+
+def test_every_snippet_is_run():
+    tested = Path(__file__).read_text()
+    run = {snippet(word) for word in re.findall(r"exec\(snippet\(\"(.*?)\"\)", tested)}
+    assert run == set(SNIPPETS)
