@@ -148,8 +148,8 @@ def jvp(x: Tensor, v: Tensor, state: Tensor, tau: float | Tensor = 1.0, dim: int
         are made of: mean_A(v), and -(1 / tau) sum_A (v - mean_A(v)) y. All zero where A is empty.
     """
     inside = active(x, state, tau, dim)
-    width = _per_vector(tau, state, dim)
     v = torch.where(inside, v.to(state.dtype), 0.0)
+    width = _per_vector(tau, v, dim)
     mean = v.sum(dim, keepdim=True) / inside.sum(dim, keepdim=True).clamp(min=1)
     out = torch.where(inside, v - mean, 0.0) / width
     y = torch.where(inside, evaluate(x.to(state.dtype), state, tau, dim), 0.0)

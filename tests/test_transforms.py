@@ -201,3 +201,11 @@ def test_dual_numbers(device):
     expected = (projector(x.t(), 3, 0.8) @ v.unsqueeze(2)).squeeze(2) / 0.8
     assert_close(tangent, expected, 1e-12)
     assert soft_binary_argmax(x, 3, 0.8).grad_fn is None
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_jacobian_of_rows_without_kernels():
+    x = smooth_logits("cpu").t()
+    jacobian = jacrev(lambda x: soft_binary_argmax(x, 3, 0.8))(x)
+    for i, expected in enumerate(projector(x.t(), 3, 0.8) / 0.8):
+        assert_close(jacobian[i, :, i], expected, 1e-12)
