@@ -225,7 +225,7 @@ def test_anomaly_mode(network, batch):
             assert_same(gradients(network, batch), expected)
             leaf = torch.full((SAMPLES, CLASSES), torch.nan, device=batch[0].device, requires_grad=True)
             warnings.filterwarnings("ignore", "Error detected in")
-            with pytest.raises(RuntimeError, match=r"FusedLossBackward.* returned nan values"):
+            with pytest.raises(RuntimeError, match="returned nan values in its 0th output"):
                 hypersimplex_loss(leaf, batch[1]).backward()
 
 
