@@ -133,7 +133,11 @@ def test_loss_without_kernels(kind):
 
 
 @pytest.mark.usefixtures("without_kernels")
-def test_gradients_without_kernels():
-    x, k, tau = torch.randn(3, 7).double(), 7 * torch.rand(3).double(), 0.5 + torch.rand(3).double()
+@pytest.mark.parametrize("dim", [0, 1, 2, -2])
+def test_gradients_without_kernels(dim):
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    rest = x.select(dim, 0).shape
+    k, tau = 3 * torch.rand(rest).double(), 0.5 + torch.rand(rest).double()
     inputs = tuple(t.requires_grad_() for t in (x, k, tau))
-    assert torch.autograd.gradcheck(soft_binary_argmax, inputs)
+    assert torch.autograd.gradcheck(lambda *inputs: soft_binary_argmax(*inputs, dim=dim), inputs)
+    assert torch.autograd.gradcheck(lambda x: soft_binary_argmax(x, 1.3, 0.7, dim=dim), (x,))
