@@ -69,11 +69,4 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
-
 file(GLOB HYPERSIMPLEX_CUDA_SOURCES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu")
-list(LENGTH HYPERSIMPLEX_CUDA_SOURCES count)
-if(count LESS 3)
-  set(HYPERSIMPLEX_CUDA_VERSION "")
-  set(HYPERSIMPLEX_CUDA_ARCHITECTURES "")
-  hypersimplex_no_cuda("csrc/cuda holds no kernels" "restore csrc/cuda")
-endif()

@@ -59,22 +59,6 @@ struct Cuda {
     py::gil_scoped_release release;
     cuda::threshold(args, memory, pointer<void>(stream));
   }
-  static void jvp(const JvpArgs& args, Address stream, const py::function& allocate) {
-    void* memory = workspace(cuda::jvp_workspace(args), allocate);
-    py::gil_scoped_release release;
-    cuda::jvp(args, memory, pointer<void>(stream));
-  }
-  static void loss_forward(const LossArgs& args, void* loss, Address stream, const py::function& allocate) {
-    void* memory = workspace(cuda::loss_workspace(args), allocate);
-    py::gil_scoped_release release;
-    cuda::loss_forward(args, loss, memory, pointer<void>(stream));
-  }
-  static void loss_backward(const LossArgs& args, const LossBackward& backward, Address stream,
-                            const py::function& allocate) {
-    void* memory = workspace(cuda::loss_workspace(args), allocate);
-    py::gil_scoped_release release;
-    cuda::loss_backward(args, backward, memory, pointer<void>(stream));
-  }
 };
 #endif
 
@@ -103,7 +87,7 @@ LossArgs loss_args(int dtype, const Four& shape, Address x, const Four& x_stride
 }
 
 template <class Backend, class... Tail>
-void define(py::module_ m) {
+void define_threshold(py::module_& m) {
   m.def("threshold", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address k_values, double k,
                         Address tau_values, double tau, Address y, const Four& y_strides, Address state, Tail... tail) {
     double* p = pointer<double>(state);  // [2, vectors]
@@ -118,6 +102,10 @@ void define(py::module_ m) {
                         {p, p + shape[0] * shape[1]}},
                        tail...);
   });
+}
+
+template <class Backend, class... Tail>
+void define_jvp(py::module_& m) {
   m.def("jvp", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address v, const Four& v_strides,
                   Address state, Address tau_values, double tau, Address out, const Four& out_strides, Address grad_k,
                   Address grad_tau, Tail... tail) {
@@ -136,6 +124,10 @@ void define(py::module_ m) {
                   pointer<double>(grad_tau)},
                  tail...);
   });
+}
+
+template <class Backend, class... Tail>
+void define_loss(py::module_& m) {
   m.def("loss_forward", [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind,
                            Address target, const Four& target_strides, int mass_kind, Address k_values, double k,
                            Address tau_values, double tau, Address weight, Address sample_weight, int64_t ignore_index,
@@ -173,8 +165,12 @@ py::dict build_info() {
 PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
   using namespace hypersimplex;
   m.def("build_info", &build_info);
-  define<Cpu, int>(m.def_submodule("cpu"));
+  py::module_ on_cpu = m.def_submodule("cpu");
+  define_threshold<Cpu, int>(on_cpu);
+  define_jvp<Cpu, int>(on_cpu);
+  define_loss<Cpu, int>(on_cpu);
 #ifdef HYPERSIMPLEX_WITH_CUDA
-  define<Cuda, Address, py::function>(m.def_submodule("cuda"));
+  py::module_ on_cuda = m.def_submodule("cuda");
+  define_threshold<Cuda, Address, py::function>(on_cuda);
 #endif
 }

@@ -133,11 +133,6 @@ namespace cuda {
 // The *_workspace functions tell how many bytes of device memory the call needs beside its arguments.
 size_t threshold_workspace(const ThresholdArgs& args);
 void threshold(const ThresholdArgs& args, void* workspace, void* stream);
-size_t jvp_workspace(const JvpArgs& args);
-void jvp(const JvpArgs& args, void* workspace, void* stream);
-size_t loss_workspace(const LossArgs& args);
-void loss_forward(const LossArgs& args, void* loss, void* workspace, void* stream);
-void loss_backward(const LossArgs& args, const LossBackward& backward, void* workspace, void* stream);
 }  // namespace cuda
 #endif
 

@@ -201,8 +201,8 @@ struct Search {
     }
     bad = narrowed > 0.5 * width ? bad + 1 : 0;
     ++steps;
-    // While the bracket is wide, halving its length may mean little: after kPatience steps only bisection is left, which
-    // takes at most one step per bit of T.
+    // While the bracket is wide, halving its length may mean little: after kPatience steps only bisection is left,
+    // which takes at most one step per bit of T.
     bool patient = steps < kPatience || !wide();
     if (active > 0 && bad < 6 && patient && inside(newton)) {
       t = newton;

@@ -1,0 +1,142 @@
+// From a call of the native interface to a launch: storage type, device limits, layout, plan.
+#pragma once
+
+#include <initializer_list>
+#include <utility>
+
+#include "tile.cuh"
+
+namespace hypersimplex {
+namespace cuda {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
+}
+
+// Calls body(Storage<In>{}) for the type of the elements.
+template <class In>
+struct Storage {
+  using type = In;
+};
+template <class Body>
+void for_storage_type(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return body(Storage<float>{});
+    case DType::kFloat64:
+      return body(Storage<double>{});
+    case DType::kFloat16:
+      return body(Storage<__half>{});
+    case DType::kBFloat16:
+      return body(Storage<__nv_bfloat16>{});
+  }
+  throw std::invalid_argument("dtype must be a code from 0 to 3, got " + std::to_string(int(dtype)));
+}
+
+inline Limits device_limits() {
+  int device = 0, major = 0;
+  Limits limits{};
+  auto attribute = [&](int* value, cudaDeviceAttr which) {
+    check(cudaDeviceGetAttribute(value, which, device), "cudaDeviceGetAttribute");
+  };
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  attribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount);
+  attribute(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  attribute(&limits.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  attribute(&major, cudaDevAttrComputeCapabilityMajor);
+  limits.clusters = major >= 9;
+  return limits;
+}
+
+// How the tensors of a call lie in memory, taken together. Where every tensor's (n1, n2) is one run with one stride,
+// `shape` and the strides are made to say so: n1 = 1.
+class Layout {
+ public:
+  Layout(Shape& shape, DType dtype, std::initializer_list<std::pair<const void*, Strides*>> tensors)
+      : shape_(shape),
+        bytes_(dtype == DType::kFloat64   ? 8
+               : dtype == DType::kFloat32 ? 4
+                                          : 2) {
+    bool one_run = true;
+    for (auto& tensor : tensors) {
+      if (!tensor.first) continue;
+      Strides& strides = *tensor.second;
+      if (shape.n2 == 1) strides.n2 = strides.n1;
+      one_run = one_run && (shape.n1 == 1 || shape.n2 == 1 || strides.n1 == shape.n2 * strides.n2);
+    }
+    if (one_run) {
+      shape.n2 *= shape.n1;
+      shape.n1 = 1;
+    }
+    for (auto& tensor : tensors)
+      if (tensor.first) inspect(tensor.first, *tensor.second);
+  }
+
+  Problem problem(size_t column_bytes, bool marks = false) const {
+    Problem p{};
+    p.n = shape_.n1 * shape_.n2;
+    p.n2 = shape_.n2;
+    p.lanes = shape_.inner == 1 ? shape_.outer : shape_.inner;
+    p.lines = shape_.inner == 1 ? 1 : shape_.outer;
+    p.adjacent = adjacent_ && p.lanes > 1;
+    p.contiguous = contiguous_;
+    p.packs = packs_;
+    p.entry_bytes = bytes_;
+    p.compute_bytes = bytes_ == 8 ? 8 : 4;
+    p.column_bytes = int(column_bytes);
+    p.marks = marks;
+    return p;
+  }
+
+ private:
+  void inspect(const void* data, const Strides& strides) {
+    auto aligned = [&](int64_t size, int64_t stride) { return size == 1 || stride * bytes_ % kPackBytes == 0; };
+    bool row = strides.n2 == 1 && shape_.n1 == 1;
+    packs_ = packs_ && row && reinterpret_cast<uintptr_t>(data) % kPackBytes == 0 && aligned(2, shape_.n2) &&
+             aligned(shape_.outer, strides.outer) && aligned(shape_.inner, strides.inner);
+    int64_t lane = shape_.inner == 1 ? strides.outer : strides.inner;
+    contiguous_ = contiguous_ && row && lane == shape_.n2;
+    adjacent_ = adjacent_ && lane == 1 && strides.n2 != 1;
+  }
+
+  const Shape& shape_;
+  const int bytes_;
+  bool packs_ = true, contiguous_ = true, adjacent_ = true;
+};
+
+template <class... Parameters, class... Arguments>
+void launch(const Plan& plan, void* stream, const char* name, void (*kernel)(Parameters...), Arguments... arguments) {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(plan.teams * plan.blocks));
+  config.blockDim = dim3(unsigned(plan.threads));
+  config.dynamicSmemBytes = size_t(plan.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  if (plan.regime == Regime::kCluster) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(plan.blocks), 1, 1};
+    config.numAttrs = 1;
+    if (plan.blocks > tuning::kPortableCluster)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+  } else if (plan.regime == Regime::kGrid) {
+    attribute.id = cudaLaunchAttributeCooperative;  // all blocks are resident, so they can wait for one another
+    attribute.val.cooperative = 1;
+    config.numAttrs = 1;
+  }
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (plan.shared_bytes > kAlwaysAllowed)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), name);
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+}
+
+// Readies the memory in which the blocks of a grid meet.
+inline void* prepare_meeting(const Plan& plan, void* memory, void* stream) {
+  size_t bytes = Meeting::arrival_bytes(plan);
+  if (bytes) check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
+  return memory;
+}
+
+}  // namespace cuda
+}  // namespace hypersimplex

@@ -1,0 +1,62 @@
+// y = clip((x - t) / tau, 0, 1) for the entries of one vector, special rows included (State in hypersimplex.h).
+#pragma once
+
+#include "../newton.h"
+#include "warp.cuh"
+
+namespace hypersimplex {
+namespace cuda {
+
+__device__ __forceinline__ double at(const PerVector& numbers, int64_t vector) {
+  return numbers.values ? numbers.values[vector] : numbers.value;
+}
+
+template <class T>
+struct Projector {
+  T p, d, rate;      // y = clip(((x - p) - d) * rate, 0, 1), unless irregular
+  T floor, ceiling;  // A = { floor < x < ceiling }
+  bool regular;
+  double wide_d, tau;
+
+  // What counting at t needs.
+  __device__ void aim(Pair t, double temperature) {
+    p = T(t.p);
+    floor = active_floor<T>(t);
+    ceiling = active_ceiling<T>(t, temperature);
+  }
+
+  __device__ void set(Pair t, double temperature) {
+    tau = temperature;
+    wide_d = t.d;
+    bool finite = t.p - t.p == 0;
+    if (finite) {
+      aim(t, temperature);
+    } else {
+      p = T(t.p);
+      floor = ceiling = kInfinity<T>;  // nothing is active
+    }
+    d = finite ? T(t.d) : T(0);
+    double wide_rate = 1 / temperature, limit = double(kLargest<T>) / 16;
+    rate = T(wide_rate);
+    regular = t.p == t.p && (t.p != kInfinity<double> || t.d == 0) && wide_rate < limit && temperature < limit &&
+              wide_rate > 1 / limit;
+  }
+
+  __device__ __forceinline__ bool active(T x) const { return x > floor && x < ceiling; }
+
+  // (x - t) / tau where the vector is regular
+  __device__ __forceinline__ T position(T x) const { return ((x - p) - d) * rate; }
+
+  __device__ __forceinline__ T y(T x) const { return clip01(position(x)); }
+
+  // For what T cannot express.
+  __device__ __forceinline__ double irregular_y(T x) const {
+    if (p != p) return p;
+    if (p == kInfinity<T>) return x == kInfinity<T> ? wide_d : 0.0;
+    if (p == -kInfinity<T>) return x > -kInfinity<T> ? 1.0 : 0.0;
+    return clip01(((double(x) - double(p)) - wide_d) / tau);
+  }
+};
+
+}  // namespace cuda
+}  // namespace hypersimplex

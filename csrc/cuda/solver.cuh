@@ -1,0 +1,247 @@
+// The threshold of a tile's vectors: one pass for the moments, from which the first guess comes, then a sweep per step
+// of the search in newton.h. What a sweep's totals mean for a vector is worked out by one thread, in double.
+#pragma once
+
+#include "projector.cuh"
+#include "tile.cuh"
+
+namespace hypersimplex {
+namespace cuda {
+
+// What is kept of a vector while its threshold is sought.
+template <class T>
+struct alignas(16) Column {
+  Place place;
+  double n, mass, tau;                      // n: its entries, 0 beside the last vector of a line
+  double count, mean, variance, low, high;  // of the finite entries
+  double infinite, nan;                     // numbers of entries
+  int sweeps;
+  Search<T> search;  // search.t is the result
+  Projector<T> projector;
+
+  __device__ void begin(const Place& at_place, int64_t entries, const PerVector& k, const PerVector& temperature) {
+    place = at_place;
+    n = place.live ? double(entries) : 0;
+    mass = place.live ? at(k, place.vector) : 0;
+    tau = place.live ? at(temperature, place.vector) : 1;
+  }
+
+  // Starts the search, or ends it before it begins: special rows (State in hypersimplex.h).
+  __device__ void start() {
+    sweeps = 0;
+    search.status = SearchStatus::kFound;
+    bool valid = mass >= 0 && mass <= n && tau > 0 && tau < kInfinity<double>;
+    if (!valid || nan > 0) {
+      search.t = {NAN, 0};
+    } else if (infinite >= mass) {
+      search.t = {kInfinity<double>, mass > 0 ? mass / infinite : 0};
+    } else if (mass >= infinite + count) {
+      search.t = {-kInfinity<double>, 0};
+    } else {
+      double z = normal_quantile(1 - (mass - infinite) / count);
+      search.start(mass, tau, count, infinite, T(low), T(high), mean, variance, z);
+    }
+  }
+  __device__ bool searching() const { return search.status == SearchStatus::kSearching; }
+  __device__ bool in_gap() const {
+    return search.status == SearchStatus::kGapBelow || search.status == SearchStatus::kGapAbove;
+  }
+
+  // Where the search does not settle, bisection alone goes on: it ends after as many steps as T has bits, and a few.
+  static constexpr int kMostSweeps = 48, kLastSweep = 256;
+  __device__ void step(const Sweep& sums) {
+    search.step(sums);
+    if (!searching() || ++sweeps < kMostSweeps) return;
+    search.t = search.bisected();
+    search.last_g = search.last_h = -1;
+    search.flat = 0;
+    if (sweeps >= kLastSweep) search.status = SearchStatus::kFound;
+  }
+
+  // The edge between zeros and ones, where no entry is active.
+  __device__ T gap_edge() const {
+    T ceiling = projector.ceiling;
+    return search.status == SearchStatus::kGapBelow ? from_ordered<T>(to_ordered(ceiling) - 1) : projector.floor;
+  }
+  // From the greatest zero and the least one: a search goes on beyond the gap, or ends in its middle.
+  __device__ void take_gap(T zero, T one) {
+    if (searching()) return search.jump(zero, one);
+    if (in_gap()) search.t = gap_middle<T>(zero, one, tau);
+    search.status = SearchStatus::kFound;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void take_side(T v, T edge, T& zero, T& one) {
+  if (v > edge)
+    one = v < one ? v : one;
+  else
+    zero = v > zero ? v : zero;
+}
+
+// Fills a tile and finds the thresholds of its vectors, whose columns have begun. `Fill` reads the entries for the
+// first time, fill.read(i, x); what it counts on the way, fill.add(sums), joins that pass's sums, and from their totals
+// comes fill.mass(column, totals), k. `reread(i, x)` reads entries again where the tile is not resident.
+template <class In, class Fill, class Reread>
+class Solver {
+ public:
+  using T = Compute<In>;
+  // count: finite ones, or #{x > t} and #{x >= t + tau}, or +inf and nan; sum: of x and of x^2 about origin, or over A
+  static constexpr int kCounts = 2 + Fill::kCounts, kSums = 2 + Fill::kSums;
+  using Own = Sums<kCounts, kSums>;
+  using All = Totals<kCounts, kSums>;
+
+  __device__ Solver(Team& team, const Tile<In>& tile, Fill& fill, Reread reread)
+      : team_(team), tile_(tile), own_(team.columns<Column<T>>()[team.column()]), fill_(fill), reread_(reread) {}
+
+  // Leaves the team's columns complete, for all threads of the block.
+  __device__ __forceinline__ void solve() {
+    int phase = kMoments;
+    while (phase != kDone) {
+      const int now = phase & -phase;
+      Own own;
+      if (now == kMoments)
+        add_moments(own);
+      else if (now == kSpecial)
+        add_special(own);
+      else if (now == kSearching)
+        add_counts(own);
+      else
+        add_gap(own);
+      const All total = team_.reduce(own, now != kSearching);
+      phase = team_.decide([&] {
+        return now == kMoments     ? take_moments(total)
+               : now == kSpecial   ? take_special(total)
+               : now == kSearching ? take_counts(total)
+                                   : take_gap(total, now);
+      });
+    }
+  }
+
+ private:
+  // What a column needs next; a tile's phase is what its columns need, the smallest of it first.
+  enum Phase : int { kDone = 0, kMoments = 1, kSpecial = 2, kJump = 4, kSearching = 8, kGap = 16 };
+
+  __device__ T origin() const {
+    T first = fill_.first();
+    return is_finite(first) ? first : T(0);
+  }
+
+  __device__ void add_moments(Own& own) {
+    const T origin = this->origin();
+    unsigned finite = 0;
+    T sum = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
+    tile_.fill([&](int i, auto& x) { fill_.read(i, x); },
+               [&](int, const auto& x) {
+                 for (T v : x) {
+                   if (!is_finite(v)) continue;
+                   T e = v - origin;
+                   ++finite;
+                   sum += e;
+                   squares += e * e;
+                   low = v < low ? v : low;
+                   high = v > high ? v : high;
+                 }
+               },
+               [&] {
+                 own.sum[0] += double(sum);
+                 own.sum[1] += double(squares);
+                 sum = squares = 0;
+               });
+    own.count[0] = finite;
+    own.low = low;
+    own.high = high;
+    fill_.add(own);
+  }
+
+  __device__ int take_moments(const All& total) {
+    own_.mass = fill_.mass(own_, total);
+    own_.count = total.count(0);
+    double shift = total.sum(0) / own_.count, variance = total.sum(1) / own_.count - shift * shift;
+    own_.mean = double(origin()) + shift;
+    own_.variance = variance > 0 ? variance : 0;
+    own_.low = total.low();
+    own_.high = total.high();
+    own_.infinite = own_.nan = 0;
+    if (own_.count < own_.n) return kSpecial;
+    own_.start();
+    return settle();
+  }
+
+  __device__ void add_special(Own& own) {
+    tile_.sweep_seldom(reread_, [&](int, const auto& x) {
+      for (T v : x) {
+        own.count[0] += v == kInfinity<T>;
+        own.count[1] += v != v;
+      }
+    });
+  }
+
+  __device__ int take_special(const All& total) {
+    own_.infinite = total.count(0);
+    own_.nan = total.count(1);
+    own_.start();
+    return settle();
+  }
+
+  __device__ void add_counts(Own& own) {
+    const T floor = own_.projector.floor, ceiling = own_.projector.ceiling, p = own_.projector.p;
+    T sum = 0;
+    tile_.sweep(
+        reread_,
+        [&](int, const auto& x) {
+          T part = 0;
+          for (T v : x) {
+            bool above = v > floor, one = v >= ceiling;
+            own.count[0] += above;
+            own.count[1] += one;
+            if (above && !one) part += v - p;
+          }
+          sum += part;
+        },
+        [&] {
+          own.sum[0] += double(sum);
+          sum = 0;
+        });
+  }
+
+  __device__ int take_counts(const All& total) {
+    if (own_.searching()) own_.step({total.count(0), total.count(1), total.sum(0)});
+    return settle();
+  }
+
+  // No entry is active: the least one and the greatest zero.
+  __device__ void add_gap(Own& own) {
+    const T edge = own_.gap_edge();
+    T zero = -kInfinity<T>, one = kInfinity<T>;
+    tile_.sweep_seldom(reread_, [&](int, const auto& x) {
+      for (T v : x) take_side(v, edge, zero, one);
+    });
+    own.low = one;
+    own.high = zero;
+  }
+
+  __device__ int take_gap(const All& total, int phase) {
+    if (own_.search.flat != 0 || phase == kGap) own_.take_gap(T(total.high()), T(total.low()));
+    return settle();
+  }
+
+  __device__ int settle() {
+    if (own_.searching()) {
+      if (own_.search.flat != 0) return kJump;  // the projector stays where no entry was active
+      own_.projector.aim(own_.search.t, own_.tau);
+      return kSearching;
+    }
+    own_.projector.set(own_.search.t, own_.tau);
+    return own_.in_gap() ? kGap : kDone;
+  }
+
+  Team& team_;
+  const Tile<In>& tile_;
+  Column<T>& own_;
+  Fill& fill_;
+  const Reread reread_;
+};
+
+}  // namespace cuda
+}  // namespace hypersimplex

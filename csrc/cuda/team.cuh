@@ -1,0 +1,184 @@
+// A team is the block, or the blocks, that work on one tile: one vector, or several that lie side by side in memory.
+// Its threads reduce their sums column by column, always in the same order, and warp 0 of every block comes by the same
+// totals: what follows from them is decided there once and told to the block through shared memory.
+#pragma once
+
+#include "block.cuh"
+#include "tuning.h"
+
+namespace hypersimplex {
+namespace cuda {
+
+// What a sweep leaves per thread and, reduced, per column: counts and sums are added, low and high are extremes.
+template <int kCounts, int kSums>
+struct Sums {
+  unsigned count[kCounts] = {};
+  double sum[kSums] = {};
+  double low = kInfinity<double>, high = -kInfinity<double>;
+};
+template <int kCounts, int kSums>
+struct Totals {
+  static constexpr int kAll = kCounts + kSums + 2;
+  static constexpr int kNarrow = 3;  // sum[0], count[0], count[1]: all that most sweeps need
+  double v[kAll];
+
+  __device__ double count(int i) const { return v[1 + i]; }
+  __device__ double sum(int i) const { return v[i == 0 ? 0 : kCounts + i]; }
+  __device__ double low() const { return v[kAll - 2]; }
+  __device__ double high() const { return v[kAll - 1]; }
+
+  __device__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kAll; ++i) v[i] = i < kAll - 2 ? 0 : i == kAll - 2 ? kInfinity<double> : -kInfinity<double>;
+  }
+  // Takes member(i), the i-th number of another; all of them, or the narrow ones.
+  template <class Member>
+  __device__ __forceinline__ void combine(bool wide, Member member) {
+#pragma unroll
+    for (int i = 0; i < kAll; ++i) {
+      if (i >= kNarrow && !wide) break;
+      double other = member(i);
+      v[i] = i < kAll - 2 ? v[i] + other : i == kAll - 2 ? fmin(v[i], other) : fmax(v[i], other);
+    }
+  }
+  __device__ __forceinline__ void combine_peers(bool wide, Peers peers) {
+#pragma unroll 1
+    for (int flip = peers.first; flip < peers.end; flip *= 2)
+      combine(wide, [&](int i) { return from_peer(v[i], flip); });
+  }
+};
+
+// Device memory that blocks of a grid need to meet: the arrivals of every team, then their sums.
+struct Meeting {
+  static constexpr int kArrivalBytes = 128;  // a cache line per team
+  static size_t bytes(const Plan& plan) {
+    if (plan.regime != Regime::kGrid || plan.blocks == 1) return 0;
+    return size_t(plan.teams) * (kArrivalBytes + size_t(2) * plan.blocks * plan.columns * kMaxSums * sizeof(double));
+  }
+  static size_t arrival_bytes(const Plan& plan) { return bytes(plan) ? size_t(plan.teams) * kArrivalBytes : 0; }
+};
+
+class Team {
+ public:
+  __device__ Team(const Plan& plan, void* meeting)
+      : plan_(plan),
+        meeting_(static_cast<char*>(meeting)),
+        rank_(int(blockIdx.x) % plan.blocks),
+        number_(int(blockIdx.x) / plan.blocks) {}
+
+  __device__ int number() const { return number_; }
+  __device__ int rank() const { return rank_; }
+  __device__ int column() const { return int(threadIdx.x) & (plan_.columns - 1); }
+  __device__ Peers peers() const { return {plan_.columns, kWarpSize}; }
+  // Whether this thread acts for its column: one lane of warp 0 each.
+  __device__ bool decides() const { return int(threadIdx.x) < plan_.columns; }
+
+  // The kernel's own shared memory comes behind the team's.
+  template <class Kept>
+  __device__ Kept* columns() const {
+    return shared_memory<Kept>(signal_bytes() + 16);
+  }
+  template <class Kept>
+  __device__ int bytes() const {
+    return signal_bytes() + 16 + plan_.columns * int(sizeof(Kept));
+  }
+
+  // Leaves the totals of a lane's column in every lane of warp 0; other warps leave with nothing. All threads of the
+  // team come here, and the caller lets them pass a block_barrier() before they come again.
+  template <int kCounts, int kSums>
+  __device__ __forceinline__ Totals<kCounts, kSums> reduce(const Sums<kCounts, kSums>& own, bool wide) {
+    using All = Totals<kCounts, kSums>;
+    static_assert(All::kAll <= kMaxSums && kCounts >= 2, "no room");
+    const int width = plan_.columns, first_warp = warp_id() == 0;
+    All all;
+    all.v[0] = own.sum[0];
+#pragma unroll
+    for (int i = 0; i < kCounts; ++i) all.v[1 + i] = own.count[i];
+#pragma unroll
+    for (int i = 1; i < kSums; ++i) all.v[kCounts + i] = own.sum[i];
+    all.v[All::kAll - 2] = own.low;
+    all.v[All::kAll - 1] = own.high;
+    all.combine_peers(wide, peers());
+
+    // First the warps of a block bring their sums together, then the blocks of the team.
+    const Level last = plan_.blocks == 1               ? Level::kWarps
+                       : plan_.regime == Regime::kGrid ? Level::kGrid
+                                                       : Level::kCluster;
+    for (Level level = Level::kWarps;;) {
+      const bool warps = level == Level::kWarps, cluster = level == Level::kCluster;
+      const int member = warps ? warp_id() : cluster ? 0 : rank_, members = warps ? warp_count() : plan_.blocks;
+      const int stride = cluster ? width : members * width;  // from one number's place to the next one's
+      double* place = places(level);
+      if (lane_id() < width && (first_warp || warps))
+#pragma unroll
+        for (int i = 0; i < All::kAll; ++i) place[i * stride + member * width] = all.v[i];
+      meet(level);
+      if (first_warp) {
+        all.clear();
+#pragma unroll 1
+        for (int m = lane_id() >> plan_.column_bits; m < members; m += kWarpSize >> plan_.column_bits)
+          all.combine(wide, [&](int i) {
+            double* from = place + i * stride;
+            return cluster ? load_from_cluster(from, m) : load_from_blocks(from + m * width);
+          });
+        all.combine_peers(wide, peers());
+      }
+      if (level == last) break;
+      level = last;
+    }
+    ++round_;
+    return all;
+  }
+
+  // Runs act() once per column, in warp 0, and tells all threads of the block what the results are, or-ed.
+  template <class Act>
+  __device__ int decide(Act act) {
+    if (warp_id() == 0) {
+      int result = 0;
+      if (decides()) result = act();
+      result = either(result);
+      if (lane_id() == 0) *signal() = result;
+    }
+    block_barrier();
+    return *signal();
+  }
+
+  // The last of a block's acts: nobody leaves while others may read its shared memory.
+  __device__ void leave() const {
+    if (plan_.regime == Regime::kCluster) cluster_barrier();
+  }
+
+ private:
+  enum class Level { kWarps, kCluster, kGrid };
+
+  // Where sums are exchanged, column by column. Blocks use two sets of places in turn: who writes the next sums does
+  // not wait for who still reads. A cluster's block keeps its sums itself, at the place of member 0.
+  __device__ double* places(Level level) const {
+    const int set = plan_.columns * kMaxSums;
+    if (level == Level::kWarps) return shared_memory<double>(0) + column();
+    if (level == Level::kCluster) return shared_memory<double>((warp_count() + int(round_ % 2)) * set * 8) + column();
+    return reinterpret_cast<double*>(meeting_ + plan_.teams * Meeting::kArrivalBytes) +
+           (int64_t(number_) * 2 + round_ % 2) * plan_.blocks * set + column();
+  }
+  __device__ void meet(Level level) const {
+    if (level == Level::kWarps)
+      block_barrier();
+    else if (level == Level::kCluster)
+      cluster_barrier();
+    else
+      grid_barrier(reinterpret_cast<unsigned*>(meeting_ + int64_t(number_) * Meeting::kArrivalBytes), plan_.blocks,
+                   round_ + 1);
+  }
+
+  // Shared memory: sums of the warps, sums of the block for a cluster to read, the signal, what the kernel keeps.
+  __device__ int signal_bytes() const { return (warp_count() + 2) * plan_.columns * kMaxSums * int(sizeof(double)); }
+  __device__ int* signal() const { return shared_memory<int>(signal_bytes()); }
+
+  const Plan& plan_;
+  char* const meeting_;
+  const int rank_, number_;
+  unsigned round_ = 0;
+};
+
+}  // namespace cuda
+}  // namespace hypersimplex

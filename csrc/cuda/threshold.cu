@@ -1,0 +1,187 @@
+// The projection y = clip((x - t) / tau, 0, 1) of every vector onto the (n,k)-hypersimplex, Eq. 4.3 of the paper,
+// without a sort. A warp or part of one holds a short vector in registers; a block or a cluster holds longer ones in
+// shared memory; the blocks of a grid read still longer ones again for every sweep. One pass gives the moments and with
+// them the first guess at t, about three sweeps settle it (csrc/newton.h), one pass writes y.
+#include "launch.cuh"
+#include "short.cuh"
+#include "solver.cuh"
+
+namespace hypersimplex {
+namespace cuda {
+namespace {
+
+// The threshold of a lane group's vector, x its entries: c.search.t and c.projector.
+template <class In>
+__device__ __forceinline__ void solve_short(const Short<In>& group, const typename Short<In>::Items& x,
+                                            Column<Compute<In>>& c, int n) {
+  using T = Compute<In>;
+  const Peers peers = group.peers();
+  T origin = group.first(x);
+  if (!is_finite(origin)) origin = 0;
+  T total = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
+  unsigned finite = 0;
+  group.for_items([&](int i) {
+    if (!is_finite(x[i])) return;
+    T e = x[i] - origin;
+    ++finite;
+    total += e;
+    squares += e * e;
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  });
+  finite = sum(finite, peers);
+  T mean = sum(total, peers) / T(finite), variance = sum(squares, peers) / T(finite) - mean * mean;
+  c.count = finite;
+  c.mean = double(origin) + double(mean);
+  c.variance = variance > 0 ? variance : T(0);
+  c.low = smallest(low, peers);
+  c.high = largest(high, peers);
+  c.infinite = c.nan = 0;
+  if (any_lane(group.place.live && int(finite) < n)) {
+    unsigned special = 0;  // +inf in the lower half, nan in the upper
+    group.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
+    special = sum(special, peers);
+    c.infinite = special & 0xffff;
+    c.nan = special >> 16;
+  }
+  c.start();
+
+  auto take_gap = [&](bool wanted) {
+    if (!any_lane(wanted)) return;
+    const T edge = c.gap_edge();
+    T zero = -kInfinity<T>, one = kInfinity<T>;
+    group.for_items([&](int i) { take_side(x[i], edge, zero, one); });
+    zero = largest(zero, peers);
+    one = smallest(one, peers);
+    if (wanted) c.take_gap(zero, one);
+  };
+  while (any_lane(c.searching())) {
+    c.projector.aim(c.search.t, c.tau);
+    unsigned counts = 0;  // #{x > t} in the lower half, #{x >= t + tau} in the upper
+    T active = 0;
+    group.for_items([&](int i) {
+      bool above = x[i] > c.projector.floor, one = x[i] >= c.projector.ceiling;
+      counts += above ? (one ? 0x10001u : 1u) : 0u;
+      if (above && !one) active += x[i] - c.projector.p;
+    });
+    counts = sum(counts, peers);
+    double S = sum(double(active), peers);
+    if (c.searching()) c.step({double(counts & 0xffff), double(counts >> 16), S});
+    take_gap(c.searching() && c.search.flat != 0);
+  }
+  c.projector.aim(c.search.t, c.tau);
+  take_gap(c.in_gap());
+  c.projector.set(c.search.t, c.tau);
+}
+
+template <class In>
+__global__ void __launch_bounds__(tuning::kShortThreads)
+    project_short(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan) {
+  using T = Compute<In>;
+  const Short<In> group(plan, args.shape);
+  if (!group.exists()) return;
+  const Place& place = group.place;
+  typename Short<In>::Items x;
+  group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
+  Column<T> column;
+  column.begin(place, plan.n, args.k, args.tau);
+  solve_short(group, x, column, int(plan.n));
+  if (place.live && group.slot == 0) {
+    args.state.p[place.vector] = column.search.t.p;
+    args.state.d[place.vector] = column.search.t.d;
+  }
+  if (!args.y) return;
+  const Projector<T>& projector = column.projector;
+  if (projector.regular)
+    group.for_items([&](int i) { x[i] = projector.y(x[i]); });
+  else
+    group.for_items([&](int i) { x[i] = T(projector.irregular_y(x[i])); });
+  group.store(static_cast<In*>(args.y), args.y_strides, x);
+}
+
+// The first pass over a tile that is nothing but its entries.
+template <class In>
+struct Entries {
+  static constexpr int kCounts = 0, kSums = 0;
+  using T = Compute<In>;
+  const Tile<In>& tile;
+  const Operand<const In>& x;
+
+  __device__ T first() const { return tile.first(x); }
+  template <int N>
+  __device__ void read(int i, T (&v)[N]) const {
+    tile.load(x, i, v, -kInfinity<T>);
+  }
+  template <class Own>
+  __device__ void add(Own&) const {}
+  template <class All>
+  __device__ double mass(const Column<T>& column, const All&) const {
+    return column.mass;
+  }
+};
+
+template <class In>
+__global__ void __launch_bounds__(tuning::kMaxThreads)
+    project_team(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan, void* meeting) {
+  using T = Compute<In>;
+  Team team(plan, meeting);
+  Column<T>& own = team.columns<Column<T>>()[team.column()];
+  for (int number = team.number(); number < plan.tiles; number += plan.teams) {
+    const Place place = locate(plan, args.shape, number, team.column());
+    if (team.decides()) own.begin(place, plan.n, args.k, args.tau);
+    const Tile<In> tile(plan, team, place.live, team.bytes<Column<T>>());
+    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, place, tile.begin());
+    Entries<In> entries{tile, x};
+    auto reread = [&](int i, auto& v) { entries.read(i, v); };
+    Solver<In, Entries<In>, decltype(reread)>(team, tile, entries, reread).solve();
+
+    if (team.rank() == 0 && team.decides() && own.place.live) {
+      args.state.p[own.place.vector] = own.search.t.p;
+      args.state.d[own.place.vector] = own.search.t.d;
+    }
+    if (args.y) {
+      const Operand<In> y(static_cast<In*>(args.y), args.y_strides, args.shape, plan, own.place, tile.begin());
+      auto write = [&](int i, auto& v, auto project) {
+        for (T& entry : v) entry = project(entry);
+        tile.store(y, i, v);
+      };
+      if (own.projector.regular) {
+        const Projector<T> projector = own.projector;
+        tile.write(reread, [&](int i, auto& v) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
+      } else {
+        tile.write_singly(reread,
+                          [&](int i, auto& v) { write(i, v, [&](T e) { return T(own.projector.irregular_y(e)); }); });
+      }
+    }
+    block_barrier();
+  }
+  team.leave();
+}
+
+Plan plan_of(ThresholdArgs& args) {
+  Layout layout(args.shape, args.dtype, {{args.x, &args.x_strides}, {args.y, &args.y_strides}});
+  size_t column = args.dtype == DType::kFloat64 ? sizeof(Column<double>) : sizeof(Column<float>);
+  return Planner(layout.problem(column), device_limits()).choose(true);
+}
+
+}  // namespace
+
+size_t threshold_workspace(const ThresholdArgs& call) {
+  ThresholdArgs args = call;
+  return Meeting::bytes(plan_of(args));
+}
+
+void threshold(const ThresholdArgs& call, void* workspace, void* stream) {
+  ThresholdArgs args = call;
+  const Plan plan = plan_of(args);
+  for_storage_type(args.dtype, [&](auto storage) {
+    using In = typename decltype(storage)::type;
+    if (plan.regime == Regime::kShort)
+      launch(plan, stream, "threshold", project_short<In>, args, plan);
+    else
+      launch(plan, stream, "threshold", project_team<In>, args, plan, prepare_meeting(plan, workspace, stream));
+  });
+}
+
+}  // namespace cuda
+}  // namespace hypersimplex

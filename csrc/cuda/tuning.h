@@ -1,0 +1,262 @@
+// Which kernel design serves which problem, and every number that decides it.
+//
+//   short     a group of 1 to 32 lanes per vector, entries in registers           n up to 1024 (512 for float64)
+//   block     a block per tile, entries in shared memory                          a tile up to half a multiprocessor's
+//   cluster   a cluster of 2 to 16 blocks per tile, shared memory of all of them  16 times as much (compute capability
+//   9) grid      several blocks per tile that meet in global memory, entries read again from there
+//
+// A tile is one vector, or vectors that lie side by side in memory ("columns"). Where blocks alone suffice to fill the
+// device, a tile too long for shared memory is left to one block, which then reads its entries again as a grid would.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "../hypersimplex.h"
+
+namespace hypersimplex {
+namespace cuda {
+
+enum class Regime : int { kShort, kBlock, kCluster, kGrid };
+
+namespace tuning {
+constexpr int kShortBytes = 128;         // of a lane's registers, for entries
+constexpr int kShortThreads = 128;       // per block
+constexpr int kLongestShortColumn = 4;   // lanes per column: beyond, rows of a tile get shorter than a memory sector
+constexpr int kStagedGroup = 4;          // lanes per vector up to which rows are moved through shared memory
+constexpr int kLeastColumns = 24;        // vectors side by side below which each is a tile of its own
+constexpr int kMostColumns = 32;         // in a tile
+constexpr int kSectorBytes = 32;         // of global memory
+constexpr int kSlots = 256;              // places for partial sums, one per warp and column
+constexpr int kMaxThreads = 1024;        // per block; also the kernels' launch bound
+constexpr int kStreamThreads = 512;      // per block that reads its entries again
+constexpr int kStreamBlocks = 2;         // of these per multiprocessor; the launch bound makes room for them
+constexpr int kBusyEntries = 32;         // per thread where there are blocks enough to fill the device,
+constexpr int kIdleEntries = 8;          // and where there are not
+constexpr int kLeastShare = 1024;        // entries that are worth a block of a cluster,
+constexpr int kLeastStreamShare = 8192;  // and of a grid
+constexpr int kPortableCluster = 8, kLargestCluster = 16;
+constexpr int kFlush = 64;                              // entries summed in float32 before they are added to a double
+constexpr int64_t kLeastCompaction = int64_t(1) << 25;  // entries for which sampling and compaction pay
+}  // namespace tuning
+
+// The most numbers that a team reduces at once.
+constexpr int kMaxSums = 9;
+
+// Of shared memory for a warp's short rows, with a gap after every 32 entries against bank conflicts.
+constexpr int kStagedBytes = tuning::kShortBytes * 33;
+
+struct Limits {
+  int multiprocessors, shared_per_block, shared_per_multiprocessor;
+  bool clusters;
+};
+
+struct Problem {
+  int64_t n, n2, lines, lanes;  // entries of a vector, of them in a run; lines * lanes vectors
+  bool adjacent;                // vectors of a line lie side by side: lanes are neighbours in memory, entries are not
+  bool contiguous;              // vectors follow one another without a gap
+  bool packs;  // 16-byte accesses: vectors are runs of neighbours, begin and end at multiples of 16 bytes
+  int entry_bytes, compute_bytes;
+  int column_bytes;  // of shared memory that a kernel keeps per column
+  bool marks;        // a kernel keeps a byte per access beside the entries
+};
+
+struct Plan {
+  Regime regime;
+  bool packs;                // 16-byte accesses
+  bool resident;             // entries stay in registers or shared memory
+  bool staged;               // short: rows move through shared memory
+  bool adjacent;             // short: neighbouring lanes hold different vectors
+  int group;                 // short: lanes per vector
+  int columns, column_bits;  // vectors of a tile, a power of two
+  int threads, blocks;       // per block, per tile
+  int shared_bytes;
+  int tiles_per_line, tiles, teams;
+  int64_t n, lanes, share;  // share: entries of each vector per block
+  uint64_t inverse_n2;      // inverse_of(Shape::n2)
+};
+
+// HYPERSIMPLEX_REGIME=name[:key=value,...] in the environment, for tests and measurements: short, block, cluster or
+// grid; keys blocks, columns, threads, and stream=1 for entries that are read again.
+struct Forced {
+  bool set = false;
+  Regime regime = Regime::kBlock;
+  int blocks = 0, columns = 0, threads = 0, stream = 0;
+};
+
+inline Forced forced_regime() {
+  Forced forced;
+  const char* text = std::getenv("HYPERSIMPLEX_REGIME");
+  if (!text || !*text) return forced;
+  auto invalid = [&] {
+    return std::invalid_argument(
+        "HYPERSIMPLEX_REGIME must be short, block, cluster or grid, then :key=value,... with "
+        "keys blocks, columns, threads (a multiple of 64), stream; got '" +
+        std::string(text) + "'");
+  };
+  const char* names[] = {"short", "block", "cluster", "grid"};
+  std::string rest(text), name = rest.substr(0, rest.find(':'));
+  for (int i = 0; i < 4; ++i)
+    if (name == names[i]) forced.regime = Regime(i), forced.set = true;
+  if (!forced.set) throw invalid();
+  rest = rest.size() > name.size() ? rest.substr(name.size() + 1) : "";
+  while (!rest.empty()) {
+    std::string item = rest.substr(0, rest.find(','));
+    rest = rest.size() > item.size() ? rest.substr(item.size() + 1) : "";
+    int* value = nullptr;
+    for (auto& known : {std::make_pair("blocks=", &forced.blocks), std::make_pair("columns=", &forced.columns),
+                        std::make_pair("threads=", &forced.threads), std::make_pair("stream=", &forced.stream)})
+      if (item.compare(0, std::strlen(known.first), known.first) == 0) value = known.second;
+    if (!value) throw invalid();
+    *value = std::atoi(item.c_str() + item.find('=') + 1);
+  }
+  if (forced.threads % 64 != 0) throw invalid();
+  return forced;
+}
+
+// For divisions on the device: warp.cuh.
+inline uint64_t inverse_of(int64_t b) { return ~uint64_t(0) / uint64_t(b) + 1; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int power_of_two(int64_t at_least, int least, int most) {
+  int v = least;
+  while (v < most && v < at_least) v *= 2;
+  return v;
+}
+
+class Planner {
+ public:
+  Planner(const Problem& problem, const Limits& limits) : p_(problem), d_(limits) {}
+
+  Plan short_plan() const {
+    Plan plan = common(Regime::kShort);
+    plan.group = power_of_two(ceil_div(p_.n, tuning::kShortBytes / p_.compute_bytes), 1, 32);
+    plan.columns = 32 / plan.group;
+    plan.adjacent = p_.adjacent;
+    plan.packs = p_.packs && !p_.adjacent;
+    plan.staged = p_.contiguous && plan.group <= tuning::kStagedGroup;
+    plan.threads = tuning::kShortThreads;
+    plan.resident = true;
+    plan.blocks = 1;
+    int warps = plan.threads / 32;
+    plan.shared_bytes = plan.staged ? warps * kStagedBytes : 0;
+    tile(plan);
+    plan.share = p_.n;
+    plan.teams = int(ceil_div(plan.tiles, warps));  // blocks
+    return plan;
+  }
+
+  Plan choose(bool short_kernel) const {
+    Forced forced = forced_regime();
+    if (forced.set && forced.regime != Regime::kShort) return forced_plan(forced);
+    int64_t longest = 32 * tuning::kShortBytes / p_.compute_bytes;
+    if (p_.adjacent) longest = longest / 32 * tuning::kLongestShortColumn;
+    bool forced_short = forced.set && p_.n <= 32 * tuning::kShortBytes / p_.compute_bytes;
+    if (short_kernel && (forced_short || p_.n <= longest)) return short_plan();
+    return team_plan();
+  }
+
+  // A plan for a team of `blocks` blocks over tiles of `columns` vectors.
+  Plan build(Regime regime, int columns, int blocks, bool resident, int threads = 0) const {
+    Plan plan = common(regime);
+    plan.columns = columns;
+    plan.blocks = blocks;
+    plan.resident = resident;
+    plan.packs = p_.packs && columns == 1;
+    tile(plan);
+    int pack = 16 / p_.entry_bytes;
+    plan.share = ceil_div(ceil_div(p_.n, blocks), pack) * pack;
+    int64_t entries = plan.share * columns;
+    bool busy = int64_t(plan.tiles) * blocks >= 2 * d_.multiprocessors;
+    int most =
+        tuning::kSlots * 32 / columns < tuning::kMaxThreads ? tuning::kSlots * 32 / columns : tuning::kMaxThreads;
+    if (!resident && most > tuning::kStreamThreads) most = tuning::kStreamThreads;
+    int per_thread = busy ? tuning::kBusyEntries : tuning::kIdleEntries;
+    plan.threads = threads ? (threads < most ? threads : most) : power_of_two(ceil_div(entries, per_thread), 64, most);
+    int64_t most_blocks = regime == Regime::kGrid ? tuning::kStreamBlocks * d_.multiprocessors : kMostBlocks;
+    plan.teams = plan.tiles;
+    if (int64_t(plan.tiles) * blocks > most_blocks) plan.teams = most_blocks > blocks ? int(most_blocks / blocks) : 1;
+    plan.shared_bytes = fixed_bytes(columns) + (resident ? int(tile_bytes(plan.share, columns)) : 0);
+    return plan;
+  }
+
+ private:
+  static constexpr int64_t kMostBlocks = 1 << 30;
+
+  Plan common(Regime regime) const {
+    Plan plan{};
+    plan.regime = regime;
+    plan.n = p_.n;
+    plan.lanes = p_.lanes;
+    plan.inverse_n2 = inverse_of(p_.n2);
+    plan.group = 1;
+    return plan;
+  }
+  void tile(Plan& plan) const {
+    if (tiles_of(plan.columns) > kMostBlocks)
+      throw std::invalid_argument("at most 2^30 tiles of vectors, got " + std::to_string(tiles_of(plan.columns)));
+    while (1 << plan.column_bits < plan.columns) ++plan.column_bits;
+    plan.tiles_per_line = int(ceil_div(p_.lanes, plan.columns));
+    plan.tiles = int(tiles_of(plan.columns));
+  }
+  // team.cuh: partial sums of warps, twice those of blocks, a signal, and what the kernel keeps per column.
+  int fixed_bytes(int columns) const {
+    int warps = tuning::kSlots / columns < 32 ? tuning::kSlots / columns : 32;
+    return (warps + 2) * columns * kMaxSums * 8 + 16 + (columns > 2 ? columns : 2) * p_.column_bytes;
+  }
+  int64_t tile_bytes(int64_t share, int columns) const {
+    int64_t entries = share * columns;
+    bool packs = p_.packs && columns == 1;
+    return entries * p_.entry_bytes + (p_.marks ? entries / (packs ? 16 / p_.entry_bytes : 1) : 0) + 16;
+  }
+  bool fits(int columns, int blocks, int shared) const {
+    return tile_bytes(ceil_div(p_.n, blocks) + 16, columns) + fixed_bytes(columns) <= shared;
+  }
+  int64_t tiles_of(int columns) const { return p_.lines * ceil_div(p_.lanes, columns); }
+
+  Plan team_plan() const {
+    // Wide tiles read long runs of memory, narrow ones are many: the widest that still fills the device, if any does.
+    bool columns = p_.adjacent && p_.lanes >= tuning::kLeastColumns;
+    int widest = columns ? tuning::kMostColumns : 1, narrowest = columns ? tuning::kSectorBytes / p_.entry_bytes : 1;
+    int half = d_.shared_per_multiprocessor / 2 - 1024;
+    if (half > d_.shared_per_block) half = d_.shared_per_block;
+    for (int width = widest; width >= narrowest; width /= 2) {
+      int64_t tiles = tiles_of(width);
+      int blocks = 1, most = d_.clusters ? tuning::kPortableCluster : 1;
+      while (blocks < most && !fits(width, blocks, half)) blocks *= 2;
+      if (!fits(width, blocks, half)) continue;
+      while (blocks < most && tiles * blocks * 2 <= d_.multiprocessors && p_.n >= 2 * blocks * tuning::kLeastShare)
+        blocks *= 2;
+      if (tiles * blocks >= d_.multiprocessors || width == narrowest)
+        return build(blocks > 1 ? Regime::kCluster : Regime::kBlock, width, blocks, true);
+    }
+    for (int blocks = 1; blocks <= (d_.clusters ? tuning::kLargestCluster : 1); blocks *= 2)
+      if (fits(narrowest, blocks, d_.shared_per_block))
+        return build(blocks > 1 ? Regime::kCluster : Regime::kBlock, narrowest, blocks, true);
+    return stream_plan();
+  }
+
+  Plan stream_plan() const {
+    int width = p_.adjacent ? power_of_two(p_.lanes, 1, tuning::kMostColumns) : 1;
+    int64_t tiles = tiles_of(width), resident = int64_t(tuning::kStreamBlocks) * d_.multiprocessors;
+    int64_t blocks = tiles < resident ? resident / tiles : 1, useful = p_.n * width / tuning::kLeastStreamShare;
+    if (blocks > useful) blocks = useful > 0 ? useful : 1;
+    return build(blocks > 1 ? Regime::kGrid : Regime::kBlock, width, int(blocks), false);
+  }
+
+  Plan forced_plan(const Forced& forced) const {
+    int widest = p_.adjacent ? power_of_two(p_.lanes, 1, tuning::kMostColumns) : 1;
+    int columns = forced.columns && p_.adjacent ? forced.columns : widest;
+    int blocks = forced.regime == Regime::kBlock ? 1 : forced.blocks ? forced.blocks : 2;
+    bool resident = forced.regime != Regime::kGrid && !forced.stream && fits(columns, blocks, d_.shared_per_block);
+    return build(forced.regime, columns, blocks, resident, forced.threads);
+  }
+
+  const Problem& p_;
+  const Limits& d_;
+};
+
+}  // namespace cuda
+}  // namespace hypersimplex

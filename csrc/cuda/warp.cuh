@@ -1,0 +1,163 @@
+// What threads and warps do that needs intrinsics: storage types, 16-byte accesses, exchange and reduction over lanes.
+// Together with block.cuh the only place for them, so that what has to stand in for a GPU in tests stays small.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace hypersimplex {
+namespace cuda {
+
+// ---- numbers: halves are stored, and computed with in float32 ----
+
+template <class In>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class In>
+using Compute = typename ComputeOf<In>::type;
+
+template <class T>
+constexpr T kInfinity = T(HUGE_VAL);
+template <class T>
+constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
+
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ double widen(double v) { return v; }
+__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <class In>
+__device__ __forceinline__ In narrow(Compute<In> v) {
+  return v;
+}
+template <>
+__device__ __forceinline__ __half narrow<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+template <class T>
+__device__ __forceinline__ bool is_finite(T v) {
+  return fabs(v) <= kLargest<T>;
+}
+template <class T>
+__device__ __forceinline__ T clip01(T v) {  // nan -> 0
+  return v > 0 ? (v < 1 ? v : T(1)) : T(0);
+}
+
+// a / b for 0 <= a, 2 <= b, a * b < 2^64, from inverse_of(b) in tuning.h.
+__device__ __forceinline__ int64_t quotient(int64_t a, uint64_t inverse) {
+  return int64_t(static_cast<unsigned __int128>(a) * inverse >> 64);
+}
+
+// ---- memory ----
+
+constexpr int kPackBytes = 16;
+template <class In>
+constexpr int kPack = kPackBytes / int(sizeof(In));  // entries of a 16-byte access
+
+template <class In>
+__device__ __forceinline__ void unpack(uint4 raw, Compute<In> (&to)[kPack<In>]) {
+  In entries[kPack<In>];
+  memcpy(entries, &raw, sizeof raw);
+#pragma unroll
+  for (int i = 0; i < kPack<In>; ++i) to[i] = widen(entries[i]);
+}
+template <class In>
+__device__ __forceinline__ uint4 pack(const Compute<In> (&from)[kPack<In>]) {
+  In entries[kPack<In>];
+#pragma unroll
+  for (int i = 0; i < kPack<In>; ++i) entries[i] = narrow<In>(from[i]);
+  uint4 raw;
+  memcpy(&raw, entries, sizeof raw);
+  return raw;
+}
+
+// Global memory that no thread of the kernel writes.
+template <class In>
+__device__ __forceinline__ In load_constant(const In* from) {
+  return __ldg(from);
+}
+template <class In>
+__device__ __forceinline__ uint4 load_constant_pack(const In* from) {
+  return __ldg(reinterpret_cast<const uint4*>(from));
+}
+// Memory that other blocks may have written meanwhile: read anew.
+__device__ __forceinline__ double load_from_blocks(const double* from) {
+  return *static_cast<const volatile double*>(from);
+}
+
+// ---- lanes ----
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
+
+__device__ __forceinline__ int lane_id() { return int(threadIdx.x) % kWarpSize; }
+__device__ __forceinline__ int warp_id() { return int(threadIdx.x) / kWarpSize; }
+__device__ __forceinline__ int warp_count() { return int(blockDim.x) / kWarpSize; }
+
+__device__ __forceinline__ void warp_barrier() { __syncwarp(); }
+__device__ __forceinline__ bool any_lane(bool predicate) { return __any_sync(kAllLanes, predicate); }
+__device__ __forceinline__ unsigned lanes_where(bool predicate) { return __ballot_sync(kAllLanes, predicate); }
+__device__ __forceinline__ int lanes_below(unsigned lanes) { return __popc(lanes & ((1u << lane_id()) - 1)); }
+__device__ __forceinline__ int lane_count(unsigned lanes) { return __popc(lanes); }
+
+template <class T>
+__device__ __forceinline__ T from_lane(T v, int lane) {
+  return __shfl_sync(kAllLanes, v, lane);
+}
+
+// The lanes that work on one vector: those whose numbers differ in the bits from `first` up to, but not, `end`. Each
+// reduction leaves the same bits in every one of them.
+struct Peers {
+  int first, end;
+};
+
+template <class T, class Combine>
+__device__ __forceinline__ T reduce(T v, Peers peers, Combine combine) {
+  for (int flip = peers.first; flip < peers.end; flip *= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, flip));
+  return v;
+}
+template <class T>
+__device__ __forceinline__ T sum(T v, Peers peers) {
+  return reduce(v, peers, [](T a, T b) { return a + b; });
+}
+template <>
+__device__ __forceinline__ unsigned sum(unsigned v, Peers peers) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  if (peers.first == 1 && peers.end == kWarpSize) return __reduce_add_sync(kAllLanes, v);
+#endif
+  return reduce(v, peers, [](unsigned a, unsigned b) { return a + b; });
+}
+__device__ __forceinline__ int either(int v) {
+  return reduce(v, {1, kWarpSize}, [](int a, int b) { return a | b; });
+}
+template <class T>
+__device__ __forceinline__ T smallest(T v, Peers peers) {
+  return reduce(v, peers, [](T a, T b) { return b < a ? b : a; });
+}
+template <class T>
+__device__ __forceinline__ T largest(T v, Peers peers) {
+  return reduce(v, peers, [](T a, T b) { return b > a ? b : a; });
+}
+
+template <class T>
+__device__ __forceinline__ T from_peer(T v, int flip) {
+  return __shfl_xor_sync(kAllLanes, v, flip);
+}
+
+}  // namespace cuda
+}  // namespace hypersimplex
