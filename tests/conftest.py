@@ -16,7 +16,7 @@ with warnings.catch_warnings():  # PyTorch loads this at the first use of forwar
     import torch._decomp.decompositions_for_jvp
 
 SEED = int(os.environ.get("HYPERSIMPLEX_SEED", "0"))
-TESTED = {"test_jvp": "jvp", "test_loss": "loss_forward"}
+TESTED = {"test_jvp": "jvp", "test_loss": "loss_forward", "test_loss_special": "loss_forward"}
 KERNELS = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True, database=None)
