@@ -83,40 +83,90 @@ LossArgs collapsed(LossArgs args) {
   return args;
 }
 
+// The sums of sweep_loss for the squared loss from the tops alone: below them y = 0, and a residual is minus a target.
+template <class In>
+void sum_tops(const Samples<In>& samples, const Panel& panel, const Tail<Compute<In>>& tail,
+              const Lanes<Compute<In>>& lanes, const double* k, LaneSums& out) {
+  using T = Compute<In>;
+  for (int c = 0; c < panel.live; ++c) {
+    const int64_t v = panel.vector(c);
+    double active = 0, mean = 0, loss = samples.sum_squares(k[v]);
+    tail.for_each(c, [&](int64_t j, T x) {
+      if (!(x > lanes.floor[c])) return;
+      const T y = clip01(((x - lanes.p[c]) - lanes.d[c]) * lanes.rate[c]), target = T(samples.target(panel, c, j));
+      const double r = y - target;
+      loss += r * r - double(target) * double(target);
+      if (x < lanes.ceiling[c]) {
+        active += 1;
+        mean += r;
+      }
+    });
+    out.a[c] = active;
+    out.b[c] = mean;
+    out.c[c] = loss;
+  }
+}
+
 template <class In>
 void forward(const LossArgs& args, void* loss, int threads) {
   using T = Compute<In>;
   const int64_t classes = args.shape.inner;
-  const Plan plan = make_plan(args.shape, args.x_strides);
+  const Plan plan = make_plan(args.shape, args.x_strides, kAbreast);
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   LossState state(args.state, classes);
   Samples<In> samples(args);
+  const bool sparse = !fenchel_young && samples.countable();
   samples.count(state.k);  // class indices: checks them, leaves the class counts in k
   double* losses = new double[classes];
 
-  for_each_panel(plan, threads, [&](const Panel& panel, int inner_threads) {
-    Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-    auto entries = [&](int64_t step, int64_t steps, T* buffer) {
-      return samples.entries(panel, x, step, steps, buffer);
+  for_each_team(plan, threads, [&](int64_t begin, int64_t end, int inner_threads) {
+    auto source = [&](int64_t i) {
+      Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, Panel(plan, i));
+      return [&samples, &plan, x, i](int64_t step, int64_t steps, T* buffer) {
+        return samples.entries(Panel(plan, i), x, step, steps, buffer);
+      };
     };
-    int64_t first = panel.vector(0);
-    samples.masses(panel, inner_threads, state.k + first);
-    PanelSolver<T, decltype(entries)> solver(panel, inner_threads, entries);
-    solver.solve({state.k, 0}, args.tau, state.p + first, state.d + first);
+    Tail<T> tails[kTeam];
+    for (int64_t i = begin; i < end; ++i) {
+      const Panel panel(plan, i);
+      samples.masses(panel, inner_threads, state.k + panel.vector(0));
+      tails[i - begin].open(panel, source(i), {state.k, 0}, args.tau);
+    }
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
+      for (int64_t i = begin; i < end; ++i) tails[i - begin].collect(plan, chunk, source(i));
+    Lanes<T> lanes[kTeam];
+    for (int64_t i = begin; i < end; ++i) {
+      const Panel panel(plan, i);
+      const int64_t first = panel.vector(0);
+      Tail<T>& tail = tails[i - begin];
+      tail.close(panel, {state.k, 0}, args.tau);
+      auto entries = source(i);
+      if (tail.length() > 0)
+        solve_tail(panel, tail, {state.k, 0}, args.tau, state.p + first, state.d + first);
+      else
+        PanelSolver<T, decltype(entries)>(panel, inner_threads, entries)
+            .solve({state.k, 0}, args.tau, state.p + first, state.d + first);
+      set_lanes(lanes[i - begin], panel, {state.p, state.d}, args.tau);
+    }
 
-    Lanes<T> lanes;
-    set_lanes(lanes, panel, {state.p, state.d}, args.tau);
-    LaneSums total;
-    sweep(plan, inner_threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {
+    LaneSums totals[kTeam];
+    sweep(plan, inner_threads, end - begin, totals, [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
+      if (sparse && tails[i].length() > 0) return;
+      const Panel panel(plan, begin + i);
       alignas(64) T x_buffer[kBlock], target_buffer[kBlock], weight_buffer[kBlock];
-      View<const T> in = solver.entries(step, steps, x_buffer);
+      View<const T> in = source(begin + i)(step, steps, x_buffer);
       View<const T> target = samples.targets(panel, step, steps, target_buffer);
       const T* weight = samples.weights(panel, step, steps, weight_buffer);
       HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.at, target.at, weight, steps,
-                                in.stride, target.stride, plan.width, lanes, out);
+                                in.stride, target.stride, plan.width, lanes[i], out);
     });
-    for (int c = 0; c < panel.live; ++c) {
-      int64_t v = first + c;
+    for (int64_t i = begin; sparse && i < end; ++i)
+      if (tails[i - begin].length() > 0)
+        sum_tops(samples, Panel(plan, i), tails[i - begin], lanes[i - begin], state.k, totals[i - begin]);
+    for (int64_t v = begin * plan.columns; v < smaller(end * plan.columns, classes); ++v) {
+      const Panel panel(plan, v / plan.columns);
+      const int c = int(v % plan.columns);
+      const LaneSums& total = totals[panel.index - begin];
       double p = state.p[v], d = state.d[v], tau = at(args.tau, v);
       double balance = fenchel_young && !samples.balanced() ? total.e[c] : 0;  // sum s (y - target)
       double shift = balance == 0 ? 0 : (p + d) / tau * balance;
@@ -124,9 +174,10 @@ void forward(const LossArgs& args, void* loss, int threads) {
       state.mean[v] = total.a[c] > 0 ? total.b[c] / total.a[c] : 0;
       losses[v] = total.c[c] + shift;
       bool infinite = fenchel_young && p - p != 0 && losses[v] != 0;
-      if (infinite || !regular<T>(p, d, tau))
-        losses[v] =
-            IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.loss(state.active[v], state.mean[v]);
+      if (!infinite && regular<T>(p, d, tau)) continue;
+      Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
+      losses[v] =
+          IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.loss(state.active[v], state.mean[v]);
     }
   });
 
@@ -145,45 +196,64 @@ void forward(const LossArgs& args, void* loss, int threads) {
 template <class In>
 void backward(const LossArgs& args, const LossBackward& backward, int threads) {
   using T = Compute<In>;
-  const Plan plan = make_plan(args.shape, args.x_strides, kMaxLanes);
+  const Plan plan = make_plan(args.shape, args.x_strides, kAbreast);
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   const LossState state(args.state, args.shape.inner);
   const Samples<In> samples(args);
   const double upstream = load(*static_cast<const In*>(backward.grad_output)) * *state.scale * (fenchel_young ? 1 : 2);
 
-  for_each_panel(plan, threads, [&](const Panel& panel, int inner_threads) {
+  Lanes<T>* lanes = new Lanes<T>[plan.panels];
+  auto gain = [&](int64_t v) { return upstream * (args.weight ? args.weight[v] : 1) / at(args.tau, v); };
+  for (int64_t i = 0; i < plan.panels; ++i) {
+    const Panel panel(plan, i);
+    set_lanes(lanes[i], panel, {state.p, state.d}, args.tau);
+    for (int c = 0; c < plan.columns; ++c) {
+      int64_t v = panel.vector(c);
+      bool live = c < panel.live, finite = live && state.p[v] - state.p[v] == 0;
+      lanes[i].gain[c] = live ? T(gain(v)) : 0;
+      lanes[i].mean[c] = live ? T(state.mean[v]) : 0;
+      lanes[i].lambda[c] = finite ? T((state.p[v] + state.d[v]) / at(args.tau, v)) : 0;
+    }
+    for (T* row : {lanes[i].gain, lanes[i].mean, lanes[i].lambda}) repeat(row, plan.width, plan.columns);
+  }
+
+  // Panels side by side take turns at a chunk of rows, so that a wide matrix is walked row by row.
+  auto write = [&](int64_t chunk, int64_t i) {
+    const Panel panel(plan, i);
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
     Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
-    int64_t first = panel.vector(0);
-    Lanes<T> lanes;
-    set_lanes(lanes, panel, {state.p, state.d}, args.tau);
-    double gains[kMaxLanes];
-    for (int c = 0; c < plan.columns; ++c) {
-      int64_t v = first + c;
-      bool live = c < panel.live, finite = live && state.p[v] - state.p[v] == 0;
-      gains[c] = live ? upstream * (args.weight ? args.weight[v] : 1) / at(args.tau, v) : 0;
-      lanes.gain[c] = T(gains[c]);
-      lanes.mean[c] = live ? T(state.mean[v]) : 0;
-      lanes.lambda[c] = finite ? T((state.p[v] + state.d[v]) / at(args.tau, v)) : 0;
-    }
-    for (T* row : {lanes.gain, lanes.mean, lanes.lambda}) repeat(row, plan.width, plan.columns);
-    for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
+    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
       alignas(64) T x_buffer[kBlock], target_buffer[kBlock], weight_buffer[kBlock], out_buffer[kBlock];
       View<const T> in = samples.entries(panel, x, step, steps, x_buffer);
       View<const T> target = samples.targets(panel, step, steps, target_buffer);
       const T* weight = samples.weights(panel, step, steps, weight_buffer);
       View<T> out = destination(panel, grad, step, steps, out_buffer);
       HYPERSIMPLEX_LOSS_VARIANT(sweep_loss_gradient, fenchel_young, samples.weighted(), in.at, target.at, weight, steps,
-                                in.stride, target.stride, plan.width, lanes, out.at, out.stride);
+                                in.stride, target.stride, plan.width, lanes[i], out.at, out.stride);
       deliver(panel, grad, step, steps, out, out_buffer);
     });
+  };
+  const int team = threads_for(plan, threads);
+  if (plan.chunks >= team)
+    parallel_for(plan.chunks, team, [&](int64_t chunk) {
+      for (int64_t i = 0; i < plan.panels; ++i) write(chunk, i);
+    });
+  else
+    parallel_for(plan.panels, team, [&](int64_t i) {
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) write(chunk, i);
+    });
+  delete[] lanes;
+
+  for_each_panel(plan, threads, [&](const Panel& panel, int) {
+    Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
+    Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
     for (int c = 0; c < panel.live; ++c) {
-      int64_t v = first + c;
+      int64_t v = panel.vector(c);
       double tau = at(args.tau, v);
       if (regular<T>(state.p[v], state.d[v], tau)) continue;
       IrregularClass<In> irregular{samples, panel, x, c, state.p[v], state.d[v], tau, fenchel_young};
       for (int64_t j = 0; j < plan.n; ++j)
-        store(T(irregular.gradient(j, state.mean[v], gains[c])), *grad.entry(plan.shape, c, j));
+        store(T(irregular.gradient(j, state.mean[v], gain(v))), *grad.entry(plan.shape, c, j));
     }
   });
 }

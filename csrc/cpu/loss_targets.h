@@ -27,6 +27,15 @@ class Samples {
   double total_weight() const { return total_weight_; }
   bool dense() const { return args_.target_kind == TargetKind::kDense; }
 
+  // Whether the mass of a class tells how many of the samples bear its label.
+  bool countable() const { return !dense() && args_.mass_kind == MassKind::kTargets && !weighted(); }
+  // The sum of a class's squared targets, by its mass.
+  double sum_squares(double mass) const {
+    const double bearing = keep_ > 0 ? nearbyint((mass - off_ * double(taking_part_)) / keep_) : 0;
+    const double rest = T(off_), label = T(off_ + keep_);
+    return bearing * label * label + (double(taking_part_) - bearing) * rest * rest;
+  }
+
   int64_t index(int64_t j) const {
     const int64_t* indices = static_cast<const int64_t*>(args_.target);
     const Strides& strides = args_.target_strides;

@@ -2,7 +2,7 @@
 // divisor of width; lane l of step s is entry s * (width / columns) + l / columns of vector l % columns:
 //     long vectors     columns = 1      64 consecutive entries a step
 //     [n, C], C < 16   columns = C      lcm(C, 16) lanes: whole rows of the matrix
-//     [n, C], C >= 16  columns = width  up to 64 columns side by side
+//     [n, C], C >= 16  columns = width  up to 128 columns side by side
 //     short vectors    columns = width  16 vectors side by side, gathered
 // Where a block of steps lies in memory just so, the loops of lanes.h run on it in place; else (halves, strides, ends,
 // entries left out) it is copied into a small buffer first, padded with an entry that takes no part.
@@ -15,10 +15,15 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-constexpr int kBlock = 4096;        // entries whose sums are kept in T
-constexpr int kBlocksPerChunk = 4;  // blocks between two places where threads may part
-constexpr int64_t kShort = 64;      // vectors up to this length go side by side
+constexpr int kBlock = 4096;          // entries whose sums are kept in T
+constexpr int kBlocksPerChunk = 4;    // blocks between two places where threads may part
+constexpr int kAbreast = 8 * kGroup;  // columns side by side where a matrix is walked row by row
+constexpr int kTeam = 16;             // panels side by side that one thread takes together
+constexpr int64_t kShort = 64;        // vectors up to this length go side by side
 
+static inline double at(const PerVector& numbers, int64_t v) {
+  return numbers.values ? numbers.values[v] : numbers.value;
+}
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -31,9 +36,17 @@ struct Plan {
   int64_t steps, block_steps, chunk_steps, chunks;
 
   int entries_per_step() const { return width / columns; }
+  void set_length(int64_t entries) {
+    n = entries;
+    steps = ceil_div(n, entries_per_step());
+    block_steps = kBlock / width;
+    chunk_steps = columns == width ? block_steps : block_steps * kBlocksPerChunk;  // a matrix is walked row by row
+    chunks = ceil_div(steps, chunk_steps);
+  }
 };
 
-// max_columns: how many columns of a matrix go side by side.
+// max_columns: how many columns of a matrix go side by side. 64 of a few thousand rows stay in the nearest cache but
+// one while they are solved.
 static inline Plan make_plan(const Shape& shape, const Strides& strides, int max_columns = 4 * kGroup) {
   Plan plan;
   plan.shape = shape;
@@ -56,20 +69,21 @@ static inline Plan make_plan(const Shape& shape, const Strides& strides, int max
   }
   plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
   plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);
-  plan.steps = ceil_div(plan.n, plan.entries_per_step());
-  plan.block_steps = kBlock / plan.width;
-  plan.chunk_steps = plan.block_steps * kBlocksPerChunk;
-  plan.chunks = ceil_div(plan.steps, plan.chunk_steps);
+  plan.set_length(plan.n);
   return plan;
 }
 
 struct Panel {
   const Plan& plan;
+  int64_t index;
   int64_t line, lane;  // of the first vector
   int live;            // vectors that exist; the columns behind them are padding
 
   Panel(const Plan& plan, int64_t index)
-      : plan(plan), line(index / plan.panels_per_line), lane(index % plan.panels_per_line * plan.columns) {
+      : plan(plan),
+        index(index),
+        line(index / plan.panels_per_line),
+        lane(index % plan.panels_per_line * plan.columns) {
     live = int(smaller(plan.columns, plan.lane_count - lane));
   }
   int64_t vector(int column) const { return line * plan.lane_count + lane + column; }
@@ -136,6 +150,9 @@ static void gather(const Panel& panel, const Operand<const In>& from, int64_t st
     filled = first + count;
     if (live == columns && (columns == 1 || from.lane == 1) && from.n2 == columns) {
       for (int64_t e = 0; e < count * columns; ++e) out[e] = load(in[e]);
+    } else if (from.lane == 1) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c]);
     } else if (from.lane < from.n2) {
       for (int64_t j = 0; j < count; ++j)
         for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c * from.lane]);
@@ -200,24 +217,38 @@ static void for_each_block(const Plan& plan, int64_t chunk, const Body& body) {
     body(s, smaller(plan.block_steps, end - s));
 }
 
-// Runs body(step, steps, accumulator) over all blocks and leaves the totals by column in `total`.
+// Runs body(i, step, steps, accumulator) over all blocks of `count` panels, chunk by chunk, and leaves the totals by
+// column in total[i].
 template <class Accumulator, class Body>
-static void sweep(const Plan& plan, int threads, Accumulator& total, const Body& body) {
-  auto run = [&](int64_t chunk, Accumulator& out) {
+static void sweep(const Plan& plan, int threads, int64_t count, Accumulator* total, const Body& body) {
+  auto run = [&](int64_t i, int64_t chunk, Accumulator& out) {
     out.clear(plan.width);
-    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) { body(step, steps, out); });
+    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) { body(i, step, steps, out); });
     out.fold(plan.width, plan.columns);
   };
-  if (plan.chunks == 1) return run(0, total);
   // Rounds of chunks: a round's partial totals are merged in order, whoever computed them.
   constexpr int kRound = 32;
   Accumulator partial[kRound];
-  total.clear(plan.columns);
-  for (int64_t first = 0; first < plan.chunks; first += kRound) {
-    int64_t count = smaller(kRound, plan.chunks - first);
-    parallel_for(count, threads, [&](int64_t i) { run(first + i, partial[i]); });
-    for (int64_t i = 0; i < count; ++i) total.merge(partial[i], plan.columns);
+  const int64_t round = threads > 1 ? kRound : 1;
+  for (int64_t first = 0; first < plan.chunks; first += round) {
+    const int64_t chunks = smaller(round, plan.chunks - first);
+    for (int64_t i = 0; i < count; ++i) {
+      if (first == 0 && chunks == 1) {
+        run(i, 0, total[i]);
+        continue;
+      }
+      if (first == 0) total[i].clear(plan.columns);
+      parallel_for(chunks, threads, [&](int64_t j) { run(i, first + j, partial[j]); });
+      for (int64_t j = 0; j < chunks; ++j) total[i].merge(partial[j], plan.columns);
+    }
   }
+}
+
+// The same for one panel, body(step, steps, accumulator).
+template <class Accumulator, class Body>
+static void sweep(const Plan& plan, int threads, Accumulator& total, const Body& body) {
+  sweep(plan, threads, 1, &total,
+        [&](int64_t, int64_t step, int64_t steps, Accumulator& out) { body(step, steps, out); });
 }
 
 template <class Body>
@@ -225,13 +256,29 @@ static void for_each_chunk(const Plan& plan, int threads, const Body& body) {
   parallel_for(plan.chunks, threads, [&](int64_t chunk) { for_each_block(plan, chunk, body); });
 }
 
+// As many threads as the work is worth.
+static inline int threads_for(const Plan& plan, int threads) {
+  return int(smaller(threads, 1 + plan.panels * plan.n * plan.columns / kGrain));
+}
+
 // Runs body(panel, threads): panels side by side where there are enough of them, else each over all threads.
 template <class Body>
 static void for_each_panel(const Plan& plan, int threads, const Body& body) {
-  int64_t work = plan.panels * plan.n * plan.columns;
-  threads = int(smaller(threads, 1 + work / kGrain));
+  threads = threads_for(plan, threads);
   bool across = plan.panels >= 2 * threads || plan.chunks == 1;
   parallel_for(plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); });
+}
+
+// Runs body(first, last, threads) over all panels, the panels first <= i < last together: those side by side in a wide
+// matrix, so that whoever has them can walk it row by row; else one at a time.
+template <class Body>
+static void for_each_team(const Plan& plan, int threads, const Body& body) {
+  threads = threads_for(plan, threads);
+  bool across = plan.panels >= 2 * threads || plan.chunks == 1;
+  bool wide = across && plan.chunks > 1 && plan.columns == plan.width;
+  int64_t size = wide ? smaller(kTeam, ceil_div(plan.panels, threads)) : 1;
+  parallel_for(ceil_div(plan.panels, size), across ? threads : 1,
+               [&](int64_t i) { body(i * size, smaller((i + 1) * size, plan.panels), across ? 1 : threads); });
 }
 
 }  // namespace HYPERSIMPLEX_ISA

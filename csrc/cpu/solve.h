@@ -6,13 +6,10 @@
 
 #include "exact.h"
 #include "panel.h"
+#include "tail.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
-
-static inline double at(const PerVector& numbers, int64_t v) {
-  return numbers.values ? numbers.values[v] : numbers.value;
-}
 
 // y of one entry, for the rare vector whose threshold or temperature the loops of lanes.h cannot express.
 static inline double project_entry(double x, double p, double d, double tau) {
@@ -87,19 +84,7 @@ class PanelSolver {
  public:
   PanelSolver(const Panel& panel, int threads, const Entries& entries)
       : panel_(panel), plan_(panel.plan), threads_(threads), source_(entries), columns_(plan_.columns) {
-    // Entries that no sweep can read in place, or only with a jump from row to row, are copied once, if they are few.
-    if (plan_.steps <= plan_.block_steps) {
-      kept_ = source_(0, plan_.steps, buffer_);
-    } else if (plan_.steps * plan_.width <= kMaxKept && source_(0, 1, buffer_).stride != plan_.width) {
-      own_ = static_cast<T*>(::operator new(plan_.steps * plan_.width * sizeof(T), std::align_val_t(64)));
-      for_each_chunk(plan_, threads_, [&](int64_t step, int64_t steps) {
-        T* to = own_ + step * plan_.width;
-        View<const T> from = source_(step, steps, to);
-        for (int64_t s = 0; from.at != to && s < steps; ++s)
-          memcpy(to + s * plan_.width, from.at + s * from.stride, plan_.width * sizeof(T));
-      });
-      kept_ = {own_, plan_.width};
-    }
+    if (plan_.steps <= plan_.block_steps) kept_ = source_(0, plan_.steps, buffer_);
   }
   ~PanelSolver() {
     if (own_) ::operator delete(own_, std::align_val_t(64));
@@ -113,6 +98,7 @@ class PanelSolver {
 
   // Leaves p and d of every live column in `state`, starting there at the panel's first vector.
   void solve(const PerVector& k, const PerVector& tau, double* p, double* d) {
+    keep();
     start(k, tau, p, d);
     for (int evaluations = 0; searching_ > 0 && evaluations < kMaxEvaluations; ++evaluations) step(p, d);
     if (searching_ > 0) finish_exactly(p, d);
@@ -122,6 +108,19 @@ class PanelSolver {
  private:
   static constexpr int kMaxEvaluations = 48;
   static constexpr int64_t kMaxKept = int64_t(1) << 21;
+
+  // Entries that no sweep can read in place, or only with a jump from row to row, are copied once, if they are few.
+  void keep() {
+    if (kept_.at || plan_.steps * plan_.width > kMaxKept || source_(0, 1, buffer_).stride == plan_.width) return;
+    own_ = static_cast<T*>(::operator new(plan_.steps * plan_.width * sizeof(T), std::align_val_t(64)));
+    for_each_chunk(plan_, threads_, [&](int64_t step, int64_t steps) {
+      T* to = own_ + step * plan_.width;
+      View<const T> from = source_(step, steps, to);
+      for (int64_t s = 0; from.at != to && s < steps; ++s)
+        memcpy(to + s * plan_.width, from.at + s * from.stride, plan_.width * sizeof(T));
+    });
+    kept_ = {own_, plan_.width};
+  }
 
   template <class Accumulator, class Body>
   void sweep_entries(Accumulator& total, const Body& body) {
@@ -299,6 +298,15 @@ class PanelSolver {
   bool searching_at_[kMaxLanes];
   int searching_ = 0, gaps_ = 0;
 };
+
+// The panel's thresholds from the tops of its columns.
+template <class T>
+static void solve_tail(const Panel& panel, const Tail<T>& tail, const PerVector& k, const PerVector& tau, double* p,
+                       double* d) {
+  Plan plan = panel.plan;
+  plan.set_length(tail.length());
+  PanelSolver<T, Tail<T>>(Panel(plan, panel.index), 1, tail).solve(k, tau, p, d);
+}
 
 }  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex
