@@ -59,6 +59,11 @@ struct Cuda {
     py::gil_scoped_release release;
     cuda::threshold(args, memory, pointer<void>(stream));
   }
+  static void jvp(const JvpArgs& args, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::jvp_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::jvp(args, memory, pointer<void>(stream));
+  }
 };
 #endif
 
@@ -172,5 +177,6 @@ PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
 #ifdef HYPERSIMPLEX_WITH_CUDA
   py::module_ on_cuda = m.def_submodule("cuda");
   define_threshold<Cuda, Address, py::function>(on_cuda);
+  define_jvp<Cuda, Address, py::function>(on_cuda);
 #endif
 }

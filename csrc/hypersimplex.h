@@ -133,6 +133,8 @@ namespace cuda {
 // The *_workspace functions tell how many bytes of device memory the call needs beside its arguments.
 size_t threshold_workspace(const ThresholdArgs& args);
 void threshold(const ThresholdArgs& args, void* workspace, void* stream);
+size_t jvp_workspace(const JvpArgs& args);
+void jvp(const JvpArgs& args, void* workspace, void* stream);
 }  // namespace cuda
 #endif
 

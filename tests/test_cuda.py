@@ -9,6 +9,7 @@ from hypersimplex_ext import _backends, soft_binary_argmax
 
 from .cases import assert_projection
 from .conftest import KERNELS
+from .test_jvp import assert_gradients, gradients
 
 REGIMES = [
     "short",
@@ -89,6 +90,64 @@ def test_special_values_in_every_regime(on_device, monkeypatch, regime):
     assert y[3].tolist() == [0.0] * 40
     assert y[4].tolist() == [0.0] * 39 + [1.0]
     torch.testing.assert_close(y[5].cpu(), torch.full((40,), 3 / 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_products_in_every_regime(on_device, monkeypatch, regime, shape, dim, dtype):
+    device, launches = on_device
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)
+    rest = [size for i, size in enumerate(shape) if i != dim]
+    x = torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
+    k, tau = (shape[dim] * torch.rand(rest)).double().to(device), (0.3 + torch.rand(rest)).double().to(device)
+    launches()
+    assert assert_gradients(x, k, tau, dim).any()
+    assert device.type == "cuda" or any("multiply" in name for name in launches())
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_products_of_special_vectors_in_every_regime(on_device, monkeypatch, regime):
+    device, _ = on_device
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)
+    inf, nan = float("inf"), float("nan")
+    x = torch.zeros(5, 40, device=device)
+    x[0, 3] = nan
+    x[1, :4] = inf
+    x[2, :2] = inf
+    x[3] = -inf
+    v = torch.zeros_like(x)
+    v[:, 5] = 38.0
+    k, tau = torch.full((5,), 3.0, device=device), torch.ones(5, device=device)
+    for at in (x, x.t().contiguous()):
+        dim = 1 if at is x else 0
+        grad_x, grad_k, grad_tau = gradients(at, k, tau, v if dim else v.t(), dim)
+        grad_x = grad_x if dim else grad_x.t()
+        assert grad_x[0].isnan().all()
+        assert grad_x[1].tolist() == grad_x[3].tolist() == [0.0] * 40
+        assert grad_x[2, :2].tolist() == [0.0, 0.0]
+        torch.testing.assert_close(grad_x[2, 2:], v[2, 2:] - 1)
+        torch.testing.assert_close(grad_x[4], v[4] - 38 / 40)
+        assert grad_k[0].isnan()
+        torch.testing.assert_close(grad_k[1:].cpu(), torch.tensor([0.0, 1.0, 0.0, 38 / 40]))
+        assert grad_tau[0].isnan()
+        torch.testing.assert_close(grad_tau[1:].cpu(), torch.zeros(4))
+
+
+@pytest.mark.parametrize(("dtype", "exponent"), [(torch.float32, 126), (torch.float64, 1020)])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_temperatures_whose_inverse_overflows(on_device, monkeypatch, regime, dtype, exponent):
+    """Powers of two that scale logits and temperature leave y as it is, and scale the gradient."""
+    device, _ = on_device
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)
+    x, v = (torch.randn(2, 50).mul(4).round().div(4).to(dtype).to(device) for _ in range(2))
+    k, tau = (torch.full((2,), value, dtype=torch.float64, device=device) for value in (20.0, 0.7))
+    y, (expected, *_) = soft_binary_argmax(x, k, tau), gradients(x, k, tau, v / 16)
+    for factor in (0.5**exponent, 2.0**exponent):
+        torch.testing.assert_close(soft_binary_argmax(x * factor, k, tau * factor), y)
+        grad_x, _, grad_tau = gradients(x * factor, k, tau * factor, v / 16)
+        torch.testing.assert_close(grad_x * factor, expected)
+        assert grad_tau.isfinite().all()
 
 
 def test_forced_regimes_launch_different_kernels(on_device, monkeypatch):

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <initializer_list>
-#include <utility>
 
 #include "tile.cuh"
 
@@ -53,15 +52,21 @@ inline Limits device_limits() {
 // `shape` and the strides are made to say so: n1 = 1.
 class Layout {
  public:
-  Layout(Shape& shape, DType dtype, std::initializer_list<std::pair<const void*, Strides*>> tensors)
+  struct Tensor {
+    const void* data;
+    Strides* strides;
+    bool accessed = true;  // as the other tensors are; false for class indices
+  };
+
+  Layout(Shape& shape, DType dtype, std::initializer_list<Tensor> tensors)
       : shape_(shape),
         bytes_(dtype == DType::kFloat64   ? 8
                : dtype == DType::kFloat32 ? 4
                                           : 2) {
     bool one_run = true;
-    for (auto& tensor : tensors) {
-      if (!tensor.first) continue;
-      Strides& strides = *tensor.second;
+    for (const Tensor& tensor : tensors) {
+      if (!tensor.data) continue;
+      Strides& strides = *tensor.strides;
       if (shape.n2 == 1) strides.n2 = strides.n1;
       one_run = one_run && (shape.n1 == 1 || shape.n2 == 1 || strides.n1 == shape.n2 * strides.n2);
     }
@@ -69,8 +74,8 @@ class Layout {
       shape.n2 *= shape.n1;
       shape.n1 = 1;
     }
-    for (auto& tensor : tensors)
-      if (tensor.first) inspect(tensor.first, *tensor.second);
+    for (const Tensor& tensor : tensors)
+      if (tensor.data && tensor.accessed) inspect(tensor.data, *tensor.strides);
   }
 
   Problem problem(size_t column_bytes, bool marks = false) const {

@@ -16,7 +16,7 @@ struct Projector {
   T p, d, rate;      // y = clip(((x - p) - d) * rate, 0, 1), unless irregular
   T floor, ceiling;  // A = { floor < x < ceiling }
   bool regular;
-  double wide_d, tau;
+  double wide_d, tau, scale, wide_rate;  // 1 / tau = scale * wide_rate in double, also where 1 / tau overflows
 
   // What counting at t needs.
   __device__ void aim(Pair t, double temperature) {
@@ -36,10 +36,12 @@ struct Projector {
       floor = ceiling = kInfinity<T>;  // nothing is active
     }
     d = finite ? T(t.d) : T(0);
-    double wide_rate = 1 / temperature, limit = double(kLargest<T>) / 16;
+    scale = temperature < 1e-300 ? 0x1p600 : temperature > 1e300 ? 0x1p-600 : 1;
+    wide_rate = 1 / (temperature * scale);
+    double limit = double(kLargest<T>) / 16;
     rate = T(wide_rate);
     regular = t.p == t.p && (t.p != kInfinity<double> || t.d == 0) && wide_rate < limit && temperature < limit &&
-              wide_rate > 1 / limit;
+              wide_rate > 1 / limit && scale == 1;
   }
 
   __device__ __forceinline__ bool active(T x) const { return x > floor && x < ceiling; }
@@ -49,12 +51,13 @@ struct Projector {
 
   __device__ __forceinline__ T y(T x) const { return clip01(position(x)); }
 
-  // For what T cannot express.
+  // For what T cannot express: v / tau without a division, and y.
+  __device__ __forceinline__ double by_tau(double v) const { return v * scale * wide_rate; }
   __device__ __forceinline__ double irregular_y(T x) const {
     if (p != p) return p;
     if (p == kInfinity<T>) return x == kInfinity<T> ? wide_d : 0.0;
     if (p == -kInfinity<T>) return x > -kInfinity<T> ? 1.0 : 0.0;
-    return clip01(((double(x) - double(p)) - wide_d) / tau);
+    return clip01(by_tau((double(x) - double(p)) - wide_d));
   }
 };
 

@@ -86,13 +86,14 @@ template <class In, class Fill, class Reread>
 class Solver {
  public:
   using T = Compute<In>;
+  using ColumnType = typename Fill::ColumnType;
   // count: finite ones, or #{x > t} and #{x >= t + tau}, or +inf and nan; sum: of x and of x^2 about origin, or over A
   static constexpr int kCounts = 2 + Fill::kCounts, kSums = 2 + Fill::kSums;
   using Own = Sums<kCounts, kSums>;
   using All = Totals<kCounts, kSums>;
 
-  __device__ Solver(Team& team, const Tile<In>& tile, Fill& fill, Reread reread)
-      : team_(team), tile_(tile), own_(team.columns<Column<T>>()[team.column()]), fill_(fill), reread_(reread) {}
+  __device__ Solver(Team& team, const typename Fill::TileType& tile, Fill& fill, Reread reread)
+      : team_(team), tile_(tile), own_(team.columns<ColumnType>()[team.column()]), fill_(fill), reread_(reread) {}
 
   // Leaves the team's columns complete, for all threads of the block.
   __device__ __forceinline__ void solve() {
@@ -237,8 +238,8 @@ class Solver {
   }
 
   Team& team_;
-  const Tile<In>& tile_;
-  Column<T>& own_;
+  const typename Fill::TileType& tile_;
+  ColumnType& own_;
   Fill& fill_;
   const Reread reread_;
 };

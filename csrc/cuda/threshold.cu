@@ -102,8 +102,10 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
 // The first pass over a tile that is nothing but its entries.
 template <class In>
 struct Entries {
-  static constexpr int kCounts = 0, kSums = 0;
   using T = Compute<In>;
+  using ColumnType = Column<T>;
+  using TileType = Tile<In>;
+  static constexpr int kCounts = 0, kSums = 0;
   const Tile<In>& tile;
   const Operand<const In>& x;
 
@@ -147,10 +149,13 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
       };
       if (own.projector.regular) {
         const Projector<T> projector = own.projector;
-        tile.write(reread, [&](int i, auto& v) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
+        tile.pass(reread, [&](int i, auto& v) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
       } else {
-        tile.write_singly(reread,
-                          [&](int i, auto& v) { write(i, v, [&](T e) { return T(own.projector.irregular_y(e)); }); });
+        tile.each_singly([&](int i) {
+          T v[1];
+          entries.read(i, v);
+          write(i, v, [&](T e) { return T(own.projector.irregular_y(e)); });
+        });
       }
     }
     block_barrier();

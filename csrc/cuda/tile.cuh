@@ -47,7 +47,8 @@ struct Operand {
   }
 };
 
-template <class In>
+// kPacked: whether global memory is ever accessed in packs. kTensors: how many of them the first pass reads.
+template <class In, bool kPacked = true, int kTensors = 1>
 class Tile {
  public:
   using T = Compute<In>;
@@ -102,7 +103,7 @@ class Tile {
   // First pass: body(i, x) over what read(i, x) gives, which is kept if the tile is resident.
   template <class Read, class Body, class Flush>
   __device__ void fill(Read read, Body body, Flush flush) const {
-    run<4, (kPack<In> > 4 ? 2 : 4)>(plan_.packs, end(), flush, [&](int i, auto& x) {
+    run<4 / kTensors, (kPack<In> <= 4 ? 4 : 2) / kTensors>(packs(), end(), flush, [&](int i, auto& x) {
       read(i, x);
       if (plan_.resident) keep(i, x);
       body(i, x);
@@ -112,46 +113,50 @@ class Tile {
   // Later passes over the same entries: from shared memory, or read again.
   template <class Read, class Body, class Flush>
   __device__ void sweep(Read read, Body body, Flush flush) const {
-    run<4, 8 / kPack<In>>(plan_.packs || whole_packs(), end(), flush, [&](int i, auto& x) {
-      plan_.resident ? recall(i, x) : read(i, x);
+    run<4, kPack<In> <= 4 ? 2 : 1>(packs() || whole_packs(), end(), flush, [&](int i, auto& x) {
+      again(read, i, x);
       body(i, x);
     });
   }
-
   // The same for what is seldom needed.
   template <class Read, class Body>
   __device__ void sweep_seldom(Read read, Body body) const {
     run<1, 1>(
-        plan_.packs || whole_packs(), end(), [] {},
+        packs() || whole_packs(), end(), [] {},
         [&](int i, auto& x) {
-          plan_.resident ? recall(i, x) : read(i, x);
+          again(read, i, x);
           body(i, x);
         });
   }
-
-  // A pass that ends in global memory, with the accesses of the first, or one by one.
+  // The same where other tensors take part, with the accesses of the first pass.
   template <class Read, class Body, class Flush>
-  __device__ void write(Read read, Body body, Flush flush) const {
-    run<4, 8 / kPack<In>>(plan_.packs, count_, flush, [&](int i, auto& x) {
-      plan_.resident ? recall(i, x) : read(i, x);
+  __device__ void pass(Read read, Body body, Flush flush) const {
+    run<4 / kTensors, kPack<In> <= 4 ? 2 : 1>(packs(), count_, flush, [&](int i, auto& x) {
+      again(read, i, x);
       body(i, x);
     });
   }
-  template <class Read, class Body>
-  __device__ void write_singly(Read read, Body body) const {
-    run_in<1, 1>(
-        count_, [] {},
-        [&](int i, auto& x) {
-          plan_.resident ? recall(i, x) : read(i, x);
-          body(i, x);
-        });
+  // body(i) for the thread's entries one by one, for what is seldom needed.
+  template <class Body>
+  __device__ void each_singly(Body body) const {
+    run_in<1, 1>(count_, [] {}, [&](int i, auto&) { body(i); });
+  }
+
+  // A byte per access, behind the entries.
+  template <int N>
+  __device__ void mark(int i, const T (&)[N], unsigned bits) const {
+    marks()[N > 1 ? i / N : (i << plan_.column_bits) + column()] = uint8_t(bits);
+  }
+  template <int N>
+  __device__ unsigned marked(int i, const T (&)[N]) const {
+    return marks()[N > 1 ? i / N : (i << plan_.column_bits) + column()];
   }
 
  private:
   // visit(i, x) for the thread's accesses, and flush() after every kFlush entries at most.
   template <int kUnrollEntries, int kUnrollPacks, class Flush, class Visit>
-  __device__ void run(bool packs, int end, Flush flush, Visit visit) const {
-    if (packs)
+  __device__ void run(bool in_packs, int end, Flush flush, Visit visit) const {
+    if (in_packs)
       run_in<kPack<In>, kUnrollPacks>(end, flush, visit);
     else
       run_in<1, kUnrollEntries>(end, flush, visit);
@@ -170,8 +175,18 @@ class Tile {
     }
   }
 
+  template <class Read, int N>
+  __device__ void again(const Read& read, int i, T (&x)[N]) const {
+    if (plan_.resident) return recall(i, x);
+    if constexpr (kPacked || N == 1) read(i, x);
+  }
+
   __device__ int column() const { return int(threadIdx.x) & (plan_.columns - 1); }
   __device__ In* kept() const { return shared_memory<In>(kept_at_); }
+  __device__ uint8_t* marks() const {
+    return shared_memory<uint8_t>(kept_at_ + (int(plan_.share) << plan_.column_bits) * int(sizeof(In)));
+  }
+  __device__ bool packs() const { return kPacked && plan_.packs; }
   // A row is kept in whole packs, however it is read.
   __device__ bool whole_packs() const { return plan_.resident && plan_.columns == 1; }
   __device__ int end() const { return whole_packs() ? (count_ + kPack<In> - 1) / kPack<In> * kPack<In> : count_; }

@@ -44,7 +44,7 @@ constexpr int64_t kLeastCompaction = int64_t(1) << 25;  // entries for which sam
 }  // namespace tuning
 
 // The most numbers that a team reduces at once.
-constexpr int kMaxSums = 9;
+constexpr int kMaxSums = 10;
 
 // Of shared memory for a warp's short rows, with a gap after every 32 entries against bank conflicts.
 constexpr int kStagedBytes = tuning::kShortBytes * 33;
@@ -162,12 +162,10 @@ class Planner {
   Plan build(Regime regime, int columns, int blocks, bool resident, int threads = 0) const {
     Plan plan = common(regime);
     plan.columns = columns;
-    plan.blocks = blocks;
     plan.resident = resident;
     plan.packs = p_.packs && columns == 1;
     tile(plan);
-    int pack = 16 / p_.entry_bytes;
-    plan.share = ceil_div(ceil_div(p_.n, blocks), pack) * pack;
+    share_out(plan, blocks);
     int64_t entries = plan.share * columns;
     bool busy = int64_t(plan.tiles) * blocks >= 2 * d_.multiprocessors;
     int most =
@@ -200,6 +198,11 @@ class Planner {
     while (1 << plan.column_bits < plan.columns) ++plan.column_bits;
     plan.tiles_per_line = int(ceil_div(p_.lanes, plan.columns));
     plan.tiles = int(tiles_of(plan.columns));
+  }
+  void share_out(Plan& plan, int64_t blocks) const {
+    int pack = 16 / p_.entry_bytes;
+    plan.blocks = int(blocks);
+    plan.share = ceil_div(ceil_div(p_.n, blocks), pack) * pack;
   }
   // team.cuh: partial sums of warps, twice those of blocks, a signal, and what the kernel keeps per column.
   int fixed_bytes(int columns) const {
