@@ -64,6 +64,15 @@ struct Cuda {
     py::gil_scoped_release release;
     cuda::jvp(args, memory, pointer<void>(stream));
   }
+  static void loss_forward(const LossArgs& args, void* loss, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::loss_forward_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::loss_forward(args, loss, memory, pointer<void>(stream));
+  }
+  static void loss_backward(const LossArgs& args, const LossBackward& backward, Address stream, const py::function&) {
+    py::gil_scoped_release release;
+    cuda::loss_backward(args, backward, pointer<void>(stream));
+  }
 };
 #endif
 
@@ -178,5 +187,6 @@ PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
   py::module_ on_cuda = m.def_submodule("cuda");
   define_threshold<Cuda, Address, py::function>(on_cuda);
   define_jvp<Cuda, Address, py::function>(on_cuda);
+  define_loss<Cuda, Address, py::function>(on_cuda);
 #endif
 }

@@ -135,6 +135,9 @@ size_t threshold_workspace(const ThresholdArgs& args);
 void threshold(const ThresholdArgs& args, void* workspace, void* stream);
 size_t jvp_workspace(const JvpArgs& args);
 void jvp(const JvpArgs& args, void* workspace, void* stream);
+size_t loss_forward_workspace(const LossArgs& args);
+void loss_forward(const LossArgs& args, void* loss /* one number, dtype of x */, void* workspace, void* stream);
+void loss_backward(const LossArgs& args, const LossBackward& backward, void* stream);
 }  // namespace cuda
 #endif
 

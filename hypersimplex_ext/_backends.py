@@ -22,7 +22,7 @@ else:
 class Backend(NamedTuple):
     """Kernels for one device type; `call(function, device, *arguments)` adds what a function takes at its end."""
 
-    kernels: Any  # a module with some or all of threshold, jvp, loss_forward, loss_backward
+    kernels: Any  # a module with threshold, jvp, loss_forward, loss_backward
     call: Callable[..., None]
 
 
@@ -55,26 +55,23 @@ def _call_cuda(function: Callable[..., None], device: torch.device, *arguments: 
 
 
 BACKENDS = {name: Backend(kernels, {"cpu": _call_cpu, "cuda": _call_cuda}[name]) for name, kernels in _modules.items()}
-_announced: set[tuple[str, str]] = set()
+_announced: set[str] = set()
 
 
-def has_kernel(device: torch.device, name: str) -> bool:
-    """Whether a kernel of this name serves tensors on this device; tensors without data count as served."""
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels serve tensors on this device; tensors without data count as served."""
+    return device.type == "meta" or device.type in BACKENDS
+
+
+def backend_of(device: torch.device) -> Backend | None:
+    """The backend for a device, or None: then the reference serves, which is announced once."""
     backend = BACKENDS.get(device.type)
-    return device.type == "meta" or (backend is not None and hasattr(backend.kernels, name))
-
-
-def backend_of(device: torch.device, name: str) -> Backend | None:
-    """The backend with this kernel for a device, or None: then the reference serves, which is announced once."""
-    backend = BACKENDS.get(device.type)
-    if backend is not None and hasattr(backend.kernels, name):
-        return backend
-    if (device.type, name) not in _announced:
-        _announced.add((device.type, name))
+    if backend is None and device.type not in _announced:
+        _announced.add(device.type)
         warnings.warn(
-            f"hypersimplex_ext has no kernel '{name}' for device type '{device.type}'{_reason}: "
+            f"hypersimplex_ext has no kernels for device type '{device.type}'{_reason}: "
             "it computes in plain PyTorch there, which is slower.",
             RuntimeWarning,
             stacklevel=2,
         )
-    return None
+    return backend

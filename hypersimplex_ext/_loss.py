@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from . import _ops
 from ._autograd import project, tracing, transforming
-from ._backends import has_kernel
+from ._backends import has_kernels
 
 # The enumerations of csrc/hypersimplex.h.
 SQUARED: int = 0
@@ -64,7 +64,7 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
 
 
 def _fusible(x: Tensor, arguments: Arguments) -> bool:
-    if arguments.reduction == NONE or not has_kernel(x.device, "loss_forward"):
+    if arguments.reduction == NONE or not has_kernels(x.device):
         return False
     beside = (arguments.target, arguments.k_values, arguments.tau_values, arguments.weight, arguments.sample_weight)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in beside):

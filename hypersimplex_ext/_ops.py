@@ -73,7 +73,7 @@ def threshold(
     if x.numel() == 0:
         state[0], state[1] = math.inf, 0.0
         return y, state
-    backend = backend_of(x.device, "threshold")
+    backend = backend_of(x.device)
     if backend is None:
         temperature = tau if tau_values is None else tau_values
         state.copy_(reference.threshold(x, k if k_values is None else k_values, temperature, dim))
@@ -137,7 +137,7 @@ def _multiply(
     sums = _per_vector(x, dim, rows)
     if x.numel() == 0:
         return out, sums.zero_()
-    backend = backend_of(x.device, "jvp")
+    backend = backend_of(x.device)
     if backend is None:
         product, row_sums = reference.jvp(x, v, state, tau if tau_values is None else tau_values, dim)
         return out.copy_(product), sums.copy_(row_sums[:rows])
@@ -201,7 +201,7 @@ def _call_loss(
     name: str, x: Tensor, layout: Samples, arguments: tuple[Any, ...], state: Tensor, *results: int | Four
 ) -> None:
     (target, k_values, k, mass_kind, tau_values, tau, weight, sample_weight, *options) = arguments
-    backend = backend_of(x.device, name)
+    backend = backend_of(x.device)
     assert backend is not None  # without kernels the loss is composed of the operators above
     dense = target.shape == x.shape
     strides = layout.strides(target) if dense else layout.index_strides(target)

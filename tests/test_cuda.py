@@ -1,15 +1,17 @@
 """The CUDA kernels' regimes, each forced on vectors so short that the emulator runs them too."""
 
 import importlib.util
+import itertools
 
 import pytest
 import torch
 
-from hypersimplex_ext import _backends, soft_binary_argmax
+from hypersimplex_ext import _backends, hypersimplex_loss, soft_binary_argmax
 
 from .cases import assert_projection
 from .conftest import KERNELS
 from .test_jvp import assert_gradients, gradients
+from .test_loss import IGNORED, KINDS, assert_loss, make
 
 REGIMES = [
     "short",
@@ -148,6 +150,73 @@ def test_temperatures_whose_inverse_overflows(on_device, monkeypatch, regime, dt
         grad_x, _, grad_tau = gradients(x * factor, k, tau * factor, v / 16)
         torch.testing.assert_close(grad_x * factor, expected)
         assert grad_tau.isfinite().all()
+
+
+# [n] and [n, 1] along the samples, [n, C] with few and with many classes, [N, C, d] with two strides of the samples;
+# long enough that the backward pass takes several blocks.
+BATCHES = [(130,), (150, 1), (900, 5), (131, 40), (6, 5, 33)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", BATCHES)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_losses_in_every_regime(on_device, monkeypatch, regime, shape, dtype):
+    device, launches = on_device
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)
+    launches()
+    for targets, kind in itertools.product(("ignored", "soft") if len(shape) > 1 else ("soft",), KINDS):
+        x, target = make(shape, targets, device, dtype)
+        assert_loss(x, target, tau=0.75, kind=kind)  # exact also in float32
+        if dtype == torch.float64:
+            weights = 0.5 + torch.rand((shape[0], *shape[2:]), device=device)
+            assert_loss(x, target, 0.4, 0.75, kind=kind, sample_weight=weights, label_smoothing=0.1)
+    if device.type != "cuda":
+        names = " ".join(launches())
+        assert all(name in names for name in ("loss_team", "add_classes", "loss_gradient"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_losses_of_special_classes_in_every_regime(on_device, monkeypatch, regime, kind):
+    device, _ = on_device
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)
+    inf = float("inf")
+    x, target = make((60, 6), "index", device)
+    target[:6] = torch.arange(6, device=device)
+    target[50:] = IGNORED
+    x[7, 1] = float("nan")
+    x[2, 2] = inf  # right and certain, as the next
+    x[7, 3] = -inf
+    target[7] = 0
+    x[50:] = float("nan")
+    leaf = x.requires_grad_()
+    value = hypersimplex_loss(leaf, target, kind=kind, reduction="sum")
+    (grad,) = torch.autograd.grad(value, leaf)
+    assert value.isnan()
+    assert grad[:50, 1].isnan().all()
+    assert (grad[50:, [0, 2, 3, 4, 5]] == 0).all()
+    assert grad[2, 2] == grad[7, 3] == 0
+    others = [0, 2, 3, 4, 5]
+    leaf = x.detach()[:50].double().requires_grad_()
+    value = hypersimplex_loss(leaf, target[:50], kind=kind, reduction="none")[:, others].sum()
+    (expected,) = torch.autograd.grad(value, leaf)
+    torch.testing.assert_close(grad[:50, others].double(), expected[:, others], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(70, 5), (70, 40), (4, 5, 20)])
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("k", ["targets", 0.5, 3])
+def test_class_indices_out_of_range_in_every_regime(on_device, monkeypatch, regime, shape, k):
+    device, _ = on_device
+    if device.type == "cuda":
+        pytest.skip("an assertion on the device ends the process's use of it")
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)
+    for wrong in (-1, shape[1]):
+        x, target = make(shape, "index", device)
+        target[-1] = wrong
+        with pytest.raises(RuntimeError, match="class index out of range"):
+            hypersimplex_loss(x, target, k)
+        hypersimplex_loss(x, target, k, ignore_index=wrong)
 
 
 def test_forced_regimes_launch_different_kernels(on_device, monkeypatch):

@@ -118,14 +118,15 @@ class Multiplier {
     };
     if (plain(column_.projector)) {
       const Projector<T> projector = column_.projector;
-      tile_.fill([&](int i, auto& v) { tile_.load(v_at, i, v, T(0)); },
-                 [&](int i, const auto& v) {
-                   const unsigned active = active_bits(projector, x_at, i, v, [&](int e, T x, bool is_active) {
-                     take(v[e], projector.position(x), is_active);
-                   });
-                   if (plan_.resident) tile_.mark(i, v, active);
-                 },
-                 flush);
+      tile_.fill(
+          Entries<In, TileType>{tile_, v_at, 0},
+          [&](int i, const auto& v) {
+            const unsigned active = active_bits(projector, x_at, i, v, [&](int e, T x, bool is_active) {
+              take(v[e], projector.position(x), is_active);
+            });
+            if (plan_.resident) tile_.mark(i, v, active);
+          },
+          flush);
     } else {
       tile_.each_singly([&](int i) {
         T x = value(x_at, i);
@@ -141,17 +142,17 @@ class Multiplier {
     if (plain(projector)) {
       const Projector<T> fast = projector;
       const T mean = T(column_.mean);
-      tile_.pass([&](int i, auto& v) { tile_.load(v_at, i, v, T(0)); },
-                 [&](int i, auto& v) {
-                   unsigned active =
-                       plan_.resident ? tile_.marked(i, v) : active_bits(fast, x_at, i, v, [](int, T, bool) {});
-                   for (T& entry : v) {
-                     entry = active & 1 ? (entry - mean) * fast.rate : T(0);
-                     active >>= 1;
-                   }
-                   tile_.store(out, i, v);
-                 },
-                 [] {});
+      tile_.pass(
+          Entries<In, TileType>{tile_, v_at, 0},
+          [&](int i, auto& v) {
+            unsigned active = plan_.resident ? tile_.marked(i, v) : active_bits(fast, x_at, i, v, [](int, T, bool) {});
+            for (T& entry : v) {
+              entry = active & 1 ? (entry - mean) * fast.rate : T(0);
+              active >>= 1;
+            }
+            tile_.store(out, i, v);
+          },
+          [] {});
     } else {
       tile_.each_singly([&](int i) {
         T result[1] = {projector.p != projector.p ? projector.p : T(0)};

@@ -79,21 +79,18 @@ __device__ __forceinline__ void take_side(T v, T edge, T& zero, T& one) {
     zero = v > zero ? v : zero;
 }
 
-// Fills a tile and finds the thresholds of its vectors, whose columns have begun. `Fill` reads the entries for the
-// first time, fill.read(i, x); what it counts on the way, fill.add(sums), joins that pass's sums, and from their totals
-// comes fill.mass(column, totals), k. `reread(i, x)` reads entries again where the tile is not resident.
-template <class In, class Fill, class Reread>
+// Fills a tile and finds the thresholds of its vectors, whose columns have begun. `Source` knows the entries:
+// source.first(), and source.read(i, x) for those of an access, at first and again where the tile is not resident.
+template <class In, class Tile, class Source>
 class Solver {
  public:
   using T = Compute<In>;
-  using ColumnType = typename Fill::ColumnType;
   // count: finite ones, or #{x > t} and #{x >= t + tau}, or +inf and nan; sum: of x and of x^2 about origin, or over A
-  static constexpr int kCounts = 2 + Fill::kCounts, kSums = 2 + Fill::kSums;
-  using Own = Sums<kCounts, kSums>;
-  using All = Totals<kCounts, kSums>;
+  using Own = Sums<2, 2>;
+  using All = Totals<2, 2>;
 
-  __device__ Solver(Team& team, const typename Fill::TileType& tile, Fill& fill, Reread reread)
-      : team_(team), tile_(tile), own_(team.columns<ColumnType>()[team.column()]), fill_(fill), reread_(reread) {}
+  __device__ Solver(Team& team, const Tile& tile, Column<T>& own, const Source& source)
+      : team_(team), tile_(tile), own_(own), source_(source) {}
 
   // Leaves the team's columns complete, for all threads of the block.
   __device__ __forceinline__ void solve() {
@@ -124,7 +121,7 @@ class Solver {
   enum Phase : int { kDone = 0, kMoments = 1, kSpecial = 2, kJump = 4, kSearching = 8, kGap = 16 };
 
   __device__ T origin() const {
-    T first = fill_.first();
+    T first = source_.first();
     return is_finite(first) ? first : T(0);
   }
 
@@ -132,31 +129,30 @@ class Solver {
     const T origin = this->origin();
     unsigned finite = 0;
     T sum = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
-    tile_.fill([&](int i, auto& x) { fill_.read(i, x); },
-               [&](int, const auto& x) {
-                 for (T v : x) {
-                   if (!is_finite(v)) continue;
-                   T e = v - origin;
-                   ++finite;
-                   sum += e;
-                   squares += e * e;
-                   low = v < low ? v : low;
-                   high = v > high ? v : high;
-                 }
-               },
-               [&] {
-                 own.sum[0] += double(sum);
-                 own.sum[1] += double(squares);
-                 sum = squares = 0;
-               });
+    tile_.fill(
+        source_,
+        [&](int, const auto& x) {
+          for (T v : x) {
+            if (!is_finite(v)) continue;
+            T e = v - origin;
+            ++finite;
+            sum += e;
+            squares += e * e;
+            low = v < low ? v : low;
+            high = v > high ? v : high;
+          }
+        },
+        [&] {
+          own.sum[0] += double(sum);
+          own.sum[1] += double(squares);
+          sum = squares = 0;
+        });
     own.count[0] = finite;
     own.low = low;
     own.high = high;
-    fill_.add(own);
   }
 
   __device__ int take_moments(const All& total) {
-    own_.mass = fill_.mass(own_, total);
     own_.count = total.count(0);
     double shift = total.sum(0) / own_.count, variance = total.sum(1) / own_.count - shift * shift;
     own_.mean = double(origin()) + shift;
@@ -170,7 +166,7 @@ class Solver {
   }
 
   __device__ void add_special(Own& own) {
-    tile_.sweep_seldom(reread_, [&](int, const auto& x) {
+    tile_.sweep_seldom(source_, [&](int, const auto& x) {
       for (T v : x) {
         own.count[0] += v == kInfinity<T>;
         own.count[1] += v != v;
@@ -189,7 +185,7 @@ class Solver {
     const T floor = own_.projector.floor, ceiling = own_.projector.ceiling, p = own_.projector.p;
     T sum = 0;
     tile_.sweep(
-        reread_,
+        source_,
         [&](int, const auto& x) {
           T part = 0;
           for (T v : x) {
@@ -215,7 +211,7 @@ class Solver {
   __device__ void add_gap(Own& own) {
     const T edge = own_.gap_edge();
     T zero = -kInfinity<T>, one = kInfinity<T>;
-    tile_.sweep_seldom(reread_, [&](int, const auto& x) {
+    tile_.sweep_seldom(source_, [&](int, const auto& x) {
       for (T v : x) take_side(v, edge, zero, one);
     });
     own.low = one;
@@ -238,10 +234,9 @@ class Solver {
   }
 
   Team& team_;
-  const typename Fill::TileType& tile_;
-  ColumnType& own_;
-  Fill& fill_;
-  const Reread reread_;
+  const Tile& tile_;
+  Column<T>& own_;
+  const Source& source_;
 };
 
 }  // namespace cuda

@@ -99,29 +99,6 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
   group.store(static_cast<In*>(args.y), args.y_strides, x);
 }
 
-// The first pass over a tile that is nothing but its entries.
-template <class In>
-struct Entries {
-  using T = Compute<In>;
-  using ColumnType = Column<T>;
-  using TileType = Tile<In>;
-  static constexpr int kCounts = 0, kSums = 0;
-  const Tile<In>& tile;
-  const Operand<const In>& x;
-
-  __device__ T first() const { return tile.first(x); }
-  template <int N>
-  __device__ void read(int i, T (&v)[N]) const {
-    tile.load(x, i, v, -kInfinity<T>);
-  }
-  template <class Own>
-  __device__ void add(Own&) const {}
-  template <class All>
-  __device__ double mass(const Column<T>& column, const All&) const {
-    return column.mass;
-  }
-};
-
 template <class In>
 __global__ void __launch_bounds__(tuning::kMaxThreads)
     project_team(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan, void* meeting) {
@@ -133,9 +110,8 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
     if (team.decides()) own.begin(place, plan.n, args.k, args.tau);
     const Tile<In> tile(plan, team, place.live, team.bytes<Column<T>>());
     const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, place, tile.begin());
-    Entries<In> entries{tile, x};
-    auto reread = [&](int i, auto& v) { entries.read(i, v); };
-    Solver<In, Entries<In>, decltype(reread)>(team, tile, entries, reread).solve();
+    const Entries<In, Tile<In>> entries{tile, x, -kInfinity<T>};
+    Solver<In, Tile<In>, Entries<In, Tile<In>>>(team, tile, own, entries).solve();
 
     if (team.rank() == 0 && team.decides() && own.place.live) {
       args.state.p[own.place.vector] = own.search.t.p;
@@ -149,7 +125,7 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
       };
       if (own.projector.regular) {
         const Projector<T> projector = own.projector;
-        tile.pass(reread, [&](int i, auto& v) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
+        tile.pass(entries, [&](int i, auto& v) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
       } else {
         tile.each_singly([&](int i) {
           T v[1];

@@ -100,43 +100,48 @@ class Tile {
       x[0] = widen(kept()[(i << plan_.column_bits) + column()]);
   }
 
-  // First pass: body(i, x) over what read(i, x) gives, which is kept if the tile is resident.
-  template <class Read, class Body, class Flush>
-  __device__ void fill(Read read, Body body, Flush flush) const {
-    run<4 / kTensors, (kPack<In> <= 4 ? 4 : 2) / kTensors>(packs(), end(), flush, [&](int i, auto& x) {
-      read(i, x);
+  // First pass: body(i, x) over what source.read(i, x) gives, which is kept if the tile is resident.
+  template <class Source, class Body, class Flush>
+  __device__ void fill(const Source& source, Body body, Flush flush) const {
+    run<kPacked, 4 / kTensors, (kPack<In> <= 4 ? 4 : 2) / kTensors>(packs(), end(), flush, [&](int i, auto& x) {
+      source.read(i, x);
       if (plan_.resident) keep(i, x);
       body(i, x);
     });
   }
 
   // Later passes over the same entries: from shared memory, or read again.
-  template <class Read, class Body, class Flush>
-  __device__ void sweep(Read read, Body body, Flush flush) const {
-    run<4, kPack<In> <= 4 ? 2 : 1>(packs() || whole_packs(), end(), flush, [&](int i, auto& x) {
-      again(read, i, x);
+  template <class Source, class Body, class Flush>
+  __device__ void sweep(const Source& source, Body body, Flush flush) const {
+    run<true, 4, kPack<In> <= 4 ? 2 : 1>(packs() || whole_packs(), end(), flush, [&](int i, auto& x) {
+      again(source, i, x);
       body(i, x);
     });
   }
   // The same for what is seldom needed.
-  template <class Read, class Body>
-  __device__ void sweep_seldom(Read read, Body body) const {
-    run<1, 1>(
+  template <class Source, class Body>
+  __device__ void sweep_seldom(const Source& source, Body body) const {
+    run<true, 1, 1>(
         packs() || whole_packs(), end(), [] {},
         [&](int i, auto& x) {
-          again(read, i, x);
+          again(source, i, x);
           body(i, x);
         });
   }
   // The same where other tensors take part, with the accesses of the first pass.
-  template <class Read, class Body, class Flush>
-  __device__ void pass(Read read, Body body, Flush flush) const {
-    run<4 / kTensors, kPack<In> <= 4 ? 2 : 1>(packs(), count_, flush, [&](int i, auto& x) {
-      again(read, i, x);
+  template <class Source, class Body, class Flush>
+  __device__ void pass(const Source& source, Body body, Flush flush) const {
+    run<kPacked, 4 / kTensors, kPack<In> <= 4 ? 2 : 1>(packs(), count_, flush, [&](int i, auto& x) {
+      again(source, i, x);
       body(i, x);
     });
   }
-  // body(i) for the thread's entries one by one, for what is seldom needed.
+  // body(i) for the thread's entries one by one,
+  template <class Body, class Flush>
+  __device__ void each(Body body, Flush flush) const {
+    run_in<1, 4>(count_, flush, [&](int i, auto&) { body(i); });
+  }
+  // and for what is seldom needed.
   template <class Body>
   __device__ void each_singly(Body body) const {
     run_in<1, 1>(count_, [] {}, [&](int i, auto&) { body(i); });
@@ -154,12 +159,11 @@ class Tile {
 
  private:
   // visit(i, x) for the thread's accesses, and flush() after every kFlush entries at most.
-  template <int kUnrollEntries, int kUnrollPacks, class Flush, class Visit>
+  template <bool kMayPack, int kUnrollEntries, int kUnrollPacks, class Flush, class Visit>
   __device__ void run(bool in_packs, int end, Flush flush, Visit visit) const {
-    if (in_packs)
-      run_in<kPack<In>, kUnrollPacks>(end, flush, visit);
-    else
-      run_in<1, kUnrollEntries>(end, flush, visit);
+    if constexpr (kMayPack)
+      if (in_packs) return run_in<kPack<In>, kUnrollPacks>(end, flush, visit);
+    run_in<1, kUnrollEntries>(end, flush, visit);
   }
   template <int N, int kUnroll, class Flush, class Visit>
   __device__ void run_in(int end, Flush flush, Visit visit) const {
@@ -175,10 +179,10 @@ class Tile {
     }
   }
 
-  template <class Read, int N>
-  __device__ void again(const Read& read, int i, T (&x)[N]) const {
+  template <class Source, int N>
+  __device__ void again(const Source& source, int i, T (&x)[N]) const {
     if (plan_.resident) return recall(i, x);
-    if constexpr (kPacked || N == 1) read(i, x);
+    if constexpr (kPacked || N == 1) source.read(i, x);
   }
 
   __device__ int column() const { return int(threadIdx.x) & (plan_.columns - 1); }
@@ -196,6 +200,20 @@ class Tile {
   const int kept_at_;
   int count_;
   const int64_t begin_;
+};
+
+// The source of a tile that is nothing but the entries of one tensor.
+template <class In, class Tile>
+struct Entries {
+  const Tile& tile;
+  const Operand<const In>& from;
+  const Compute<In> padding;
+
+  __device__ Compute<In> first() const { return tile.first(from); }
+  template <int N>
+  __device__ void read(int i, Compute<In> (&x)[N]) const {
+    tile.load(from, i, x, padding);
+  }
 };
 
 }  // namespace cuda

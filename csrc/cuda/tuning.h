@@ -38,13 +38,17 @@ constexpr int kBusyEntries = 32;         // per thread where there are blocks en
 constexpr int kIdleEntries = 8;          // and where there are not
 constexpr int kLeastShare = 1024;        // entries that are worth a block of a cluster,
 constexpr int kLeastStreamShare = 8192;  // and of a grid
+constexpr int kPassThreads = 256;        // per block of a single pass,
+constexpr int kPassEntries = 4;          // entries at least of each of them,
+constexpr int kPassBlocks = 8;           // and blocks at most per multiprocessor, if each tile gets one
+constexpr int kLineBytes = 128;          // of memory, the width of a tile in such a pass
 constexpr int kPortableCluster = 8, kLargestCluster = 16;
 constexpr int kFlush = 64;                              // entries summed in float32 before they are added to a double
 constexpr int64_t kLeastCompaction = int64_t(1) << 25;  // entries for which sampling and compaction pay
 }  // namespace tuning
 
 // The most numbers that a team reduces at once.
-constexpr int kMaxSums = 10;
+constexpr int kMaxSums = 7;
 
 // Of shared memory for a warp's short rows, with a gap after every 32 entries against bank conflicts.
 constexpr int kStagedBytes = tuning::kShortBytes * 33;
@@ -158,6 +162,20 @@ class Planner {
     return team_plan();
   }
 
+  // One pass in which blocks do not meet: the `blocks` blocks of a tile each take their share of it.
+  Plan elementwise() const {
+    Plan plan = common(Regime::kBlock);
+    plan.columns = p_.adjacent ? power_of_two(p_.lanes, 1, tuning::kLineBytes / p_.entry_bytes) : 1;
+    plan.threads = tuning::kPassThreads;
+    tile(plan);
+    plan.teams = plan.tiles;
+    int64_t useful = ceil_div(p_.n * plan.columns, int64_t(plan.threads) * tuning::kPassEntries);
+    int64_t blocks = int64_t(tuning::kPassBlocks) * d_.multiprocessors / plan.tiles;
+    share_out(plan, blocks < 1 ? 1 : blocks < useful ? blocks : useful);
+    plan.shared_bytes = plan.columns * p_.column_bytes;
+    return plan;
+  }
+
   // A plan for a team of `blocks` blocks over tiles of `columns` vectors.
   Plan build(Regime regime, int columns, int blocks, bool resident, int threads = 0) const {
     Plan plan = common(regime);
@@ -260,6 +278,16 @@ class Planner {
   const Problem& p_;
   const Limits& d_;
 };
+
+// One block that reduces what it likes.
+inline Plan one_block_plan() {
+  Plan plan{};
+  plan.regime = Regime::kBlock;
+  plan.columns = plan.blocks = plan.teams = plan.tiles = plan.tiles_per_line = 1;
+  plan.threads = tuning::kPassThreads;
+  plan.shared_bytes = (plan.threads / 32 + 2) * kMaxSums * 8 + 16;
+  return plan;
+}
 
 }  // namespace cuda
 }  // namespace hypersimplex

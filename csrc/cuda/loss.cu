@@ -1,0 +1,325 @@
+// The HyperSimplex loss, fused. Forward: a team per class, or per classes side by side, counts the labels, finds the
+// thresholds, and sums the loss in one more sweep; a last small kernel adds the classes up. Backward: one pass that
+// reads logits and targets again and writes the gradient. Between them only numbers per class are kept.
+#include "launch.cuh"
+#include "samples.cuh"
+#include "solver.cuh"
+
+namespace hypersimplex {
+namespace cuda {
+namespace {
+
+// The rows of LossArgs::state.
+struct LossState {
+  double *p, *d, *mean, *active, *k, *scale;
+  __device__ LossState(double* state, int64_t classes)
+      : p(state),
+        d(state + classes),
+        mean(state + 2 * classes),
+        active(state + 3 * classes),
+        k(state + 4 * classes),
+        scale(state + kLossStateRows * classes) {}
+};
+
+// Left by the classes for the last kernel: their losses, and the weight of the samples that take part.
+struct Summands {
+  double *losses, *weight;
+};
+
+// ---- forward ----
+
+template <class T>
+struct LossColumn : Column<T> {
+  double weight;  // of the samples that take part
+  int some_ignored;
+
+  // From the counts and sums of add_counts().
+  template <class In>
+  __device__ void take_counts(const LossArgs& args, const Samples<In>& samples, const Totals<2, 2>& total) {
+    const double taking_part = samples.dense() ? this->n : total.count(1);
+    weight = samples.weighted() ? total.sum(1) : taking_part;
+    some_ignored = taking_part < this->n;
+    if (!this->place.live || args.mass_kind == MassKind::kValue) return;
+    if (args.mass_kind == MassKind::kFraction) {
+      this->mass = floor(args.k.value * taking_part);
+    } else {
+      const double targets = samples.dense() ? total.sum(0) : total.count(0);
+      this->mass = args.label_smoothing == 0 ? targets : samples.keep() * targets + samples.off() * taking_part;
+    }
+  }
+};
+
+// The samples that bear the class's label, those that take part, and the sums of dense targets and of weights.
+template <class In>
+__device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<In>& samples,
+                                           const Tile<In, false>& tile, Sums<2, 2>& own) {
+  bool out_of_range = false;
+  const bool sums_targets = samples.dense() && args.mass_kind == MassKind::kTargets;
+  if (samples.dense() && !sums_targets && !samples.weighted()) return;
+  const int64_t own_label = samples.vector();
+  tile.each(
+      [&](int i) {
+        if (!tile.exists(i)) return;
+        if (sums_targets) own.sum[0] += double(samples.dense_target(i));
+        if (!samples.dense()) {
+          const int64_t label = samples.label(i);
+          if (label == args.ignore_index) return;
+          out_of_range |= label < 0 || label >= args.shape.inner;
+          own.count[0] += label == own_label;
+          ++own.count[1];
+        }
+        if (samples.weighted()) own.sum[1] += samples.weight(i);
+      },
+      [] {});
+  assert(!out_of_range && "class index out of range");
+}
+
+// The sums over one class that loss and gradient come from. r = y - t, s the sample weight, u = (x - threshold) / tau:
+// |A|, sum_A s r (squared) or sum_A s (Fenchel-Young), the sum of s times
+//     squared:        r^2
+//     Fenchel-Young:  r (u - (y + t) / 2)
+// and sum s r, so that  sum s ((z - t)^2 / 2 - (z - y)^2 / 2) = third + lambda fourth.  Where r = 0 nothing is added,
+// be u infinite.
+template <class In>
+__device__ __forceinline__ void sum_loss(const Samples<In>& samples, const Tile<In, false>& tile,
+                                         const LossColumn<Compute<In>>& column, bool fenchel_young, Sums<2, 3>& own) {
+  using T = Compute<In>;
+  if (column.projector.regular && !(fenchel_young && fabs(column.projector.p) == kInfinity<T>)) {
+    const Projector<T> projector = column.projector;
+    T mean = 0, loss = 0, balance = 0;
+    tile.pass(
+        samples,
+        [&](int i, auto& x) {
+          const T t = samples.target(i), s = samples.weighted() ? T(samples.weight(i)) : T(1);
+          const bool active = projector.active(x[0]);
+          const T u = projector.position(x[0]), y = clip01(u), r = y - t, sr = s * r;
+          own.count[0] += active;
+          if (active) mean += fenchel_young ? s : sr;
+          if (fenchel_young) {
+            if (r != 0) loss += sr * (u - T(0.5) * (y + t));
+            balance += sr;
+          } else {
+            loss += sr * r;
+          }
+        },
+        [&] {
+          own.sum[0] += double(mean);
+          own.sum[1] += double(loss);
+          own.sum[2] += double(balance);
+          mean = loss = balance = 0;
+        });
+  } else {  // in double, and with z = x / tau for u: what T, or a threshold at infinity, cannot express
+    tile.each_singly([&](int i) {
+      T x[1];
+      samples.read(i, x);
+      const T t = samples.target(i);
+      const double s = samples.weighted() ? samples.weight(i) : 1;
+      const bool active = column.projector.active(x[0]);
+      const double y = column.projector.irregular_y(x[0]), r = y - t, z = column.projector.by_tau(double(x[0]));
+      own.count[0] += active;
+      if (active) own.sum[0] += fenchel_young ? s : s * r;
+      if (r != 0) own.sum[1] += s * (fenchel_young ? r * (z - 0.5 * (y + t)) : r * r);
+    });
+  }
+}
+
+template <class In>
+__global__ void __launch_bounds__(tuning::kMaxThreads, 1)
+    loss_team(const __grid_constant__ LossArgs args, const __grid_constant__ Plan plan, Summands summands,
+              void* meeting) {
+  using T = Compute<In>;
+  const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
+  Team team(plan, meeting);
+  LossColumn<T>& own = team.columns<LossColumn<T>>()[team.column()];
+  for (int number = team.number(); number < plan.tiles; number += plan.teams) {
+    if (team.decides()) own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
+    block_barrier();
+    const Tile<In, false> tile(plan, team, own.place.live, team.bytes<LossColumn<T>>());
+    {
+      const Samples<In> samples(args, plan, tile, own.place, false);
+      Sums<2, 2> counts;
+      add_counts(args, samples, tile, counts);
+      const auto total = team.reduce(counts, true);
+      team.decide([&] {
+        own.take_counts(args, samples, total);
+        return 0;
+      });
+    }
+    const Samples<In> samples(args, plan, tile, own.place, own.some_ignored);
+    Solver<In, Tile<In, false>, Samples<In>>(team, tile, own, samples).solve();
+
+    Sums<2, 3> sums;
+    sum_loss(samples, tile, own, fenchel_young, sums);
+    const auto total = team.reduce(sums, true);
+    team.decide([&] {
+      if (!own.place.live || team.rank() != 0) return 0;
+      const LossState state(args.state, args.shape.inner);
+      const int64_t c = own.place.vector;
+      const Pair t = own.search.t;
+      state.p[c] = t.p;
+      state.d[c] = t.d;
+      state.active[c] = total.count(0);
+      state.mean[c] = total.count(0) > 0 ? total.sum(0) / total.count(0) : 0;
+      state.k[c] = own.mass;
+      // Exact masses and equal weights make sum (y - t) zero.
+      const bool balanced = args.mass_kind == MassKind::kTargets && !samples.weighted();
+      const double balance = fenchel_young && !balanced ? total.sum(2) : 0;
+      summands.losses[c] = total.sum(1) + (balance == 0 ? 0 : (t.p + t.d) / own.tau * balance);
+      if (c == 0) *summands.weight = own.weight;
+      return 0;
+    });
+    block_barrier();
+  }
+  team.leave();
+}
+
+// loss = scale * sum_c w_c loss_c, by one block.
+template <class In>
+__global__ void __launch_bounds__(tuning::kPassThreads)
+    add_classes(const __grid_constant__ LossArgs args, const __grid_constant__ Plan plan, Summands summands, In* loss) {
+  Team team(plan, nullptr);
+  Sums<2, 2> own;
+  for (int64_t c = threadIdx.x; c < args.shape.inner; c += blockDim.x) {
+    const double weight = args.weight ? args.weight[c] : 1;
+    own.sum[0] += weight * summands.losses[c];
+    own.sum[1] += weight;
+  }
+  const auto total = team.reduce(own, true);
+  if (!team.decides()) return;
+  const double weights = total.sum(1) * *summands.weight;
+  const double scale = args.reduction == Reduction::kMean ? 1 / weights : 1;
+  *LossState(args.state, args.shape.inner).scale = scale;
+  const bool empty = args.reduction == Reduction::kMean && weights == 0;
+  *loss = narrow<In>(Compute<In>(empty ? double(NAN) : total.sum(0) * scale));
+}
+
+// ---- backward ----
+
+template <class T>
+struct alignas(16) GradientColumn {
+  Place place;
+  Projector<T> projector;
+  T mean, gain, lambda;
+  double wide_mean, wide_gain, wide_lambda;
+
+  __device__ void set(const LossArgs& args, const Place& at_place, double upstream) {
+    place = at_place;
+    const LossState state(args.state, args.shape.inner);
+    const int64_t c = place.live ? place.vector : 0;
+    const Pair t = {state.p[c], state.d[c]};
+    const double tau = at(args.tau, c);
+    projector.set(t, tau);
+    wide_gain = upstream * (args.weight ? args.weight[c] : 1) / tau;
+    wide_mean = state.mean[c];
+    wide_lambda = t.p - t.p == 0 ? (t.p + t.d) / tau : 0;
+    mean = T(wide_mean);
+    gain = T(wide_gain);
+    lambda = T(wide_lambda);
+  }
+};
+
+// g = gain { squared: 1_A (s r - mean);  Fenchel-Young: s r + 1_A lambda (s - mean), 0 where x is infinite }
+template <class In>
+__global__ void __launch_bounds__(tuning::kPassThreads)
+    loss_gradient(const __grid_constant__ LossArgs args, const __grid_constant__ LossBackward backward,
+                  const __grid_constant__ Plan plan) {
+  using T = Compute<In>;
+  const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
+  const Team team(plan, nullptr);
+  GradientColumn<T>& own = shared_memory<GradientColumn<T>>(0)[team.column()];
+  if (team.decides()) {
+    const double upstream = widen(*static_cast<const In*>(backward.grad_output));
+    const double scale = *LossState(args.state, args.shape.inner).scale;
+    own.set(args, locate(plan, args.shape, team.number(), team.column()), upstream * scale * (fenchel_young ? 1 : 2));
+  }
+  block_barrier();
+  const Tile<In, false> tile(plan, team, own.place.live, 0);
+  const Samples<In> samples(args, plan, tile, own.place, args.target_kind == TargetKind::kClassIndex);
+  const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, args.shape, plan, own.place,
+                         tile.begin());
+  if (own.projector.regular) {
+    const Projector<T> projector = own.projector;
+    const T mean = own.mean, gain = own.gain, lambda = fenchel_young && samples.weighted() ? own.lambda : T(0);
+    tile.pass(
+        samples,
+        [&](int i, auto& x) {
+          const T s = samples.weighted() ? T(samples.weight(i)) : T(1);
+          const bool active = projector.active(x[0]);
+          const T sr = s * (projector.y(x[0]) - samples.target(i));
+          const T share = active ? lambda * (s - mean) : T(0);
+          const bool counts = fenchel_young ? is_finite(x[0]) : active;
+          x[0] = counts ? gain * (fenchel_young ? sr + share : sr - mean) : T(0);
+          tile.store(grad, i, x);
+        },
+        [] {});
+  } else {
+    tile.each_singly([&](int i) {
+      T x[1];
+      samples.read(i, x);
+      const double s = samples.weighted() ? samples.weight(i) : 1;
+      const bool active = own.projector.active(x[0]);
+      const double sr = s * (own.projector.irregular_y(x[0]) - samples.target(i));
+      double value = 0;
+      if (own.projector.p != own.projector.p)
+        value = own.projector.p;
+      else if (!fenchel_young)
+        value = active ? own.wide_gain * (sr - own.wide_mean) : 0;
+      else if (is_finite(x[0]))
+        value = own.wide_gain * (sr + (active ? own.wide_lambda * (s - own.wide_mean) : 0));
+      x[0] = T(value);
+      tile.store(grad, i, x);
+    });
+  }
+}
+
+// ---- launches ----
+
+Plan forward_plan(LossArgs& args) {
+  Layout layout(
+      args.shape, args.dtype,
+      {{args.x, &args.x_strides}, {args.target, &args.target_strides, args.target_kind == TargetKind::kDense}});
+  size_t column = args.dtype == DType::kFloat64 ? sizeof(LossColumn<double>) : sizeof(LossColumn<float>);
+  return Planner(layout.problem(column), device_limits()).choose(false);
+}
+
+Plan backward_plan(LossArgs& args, LossBackward& backward) {
+  Layout layout(args.shape, args.dtype,
+                {{args.x, &args.x_strides},
+                 {args.target, &args.target_strides, args.target_kind == TargetKind::kDense},
+                 {backward.grad, &backward.grad_strides}});
+  size_t column = args.dtype == DType::kFloat64 ? sizeof(GradientColumn<double>) : sizeof(GradientColumn<float>);
+  return Planner(layout.problem(column), device_limits()).elementwise();
+}
+
+}  // namespace
+
+size_t loss_forward_workspace(const LossArgs& call) {
+  LossArgs args = call;
+  return Meeting::bytes(forward_plan(args)) + size_t(args.shape.inner + 1) * sizeof(double);
+}
+
+void loss_forward(const LossArgs& call, void* loss, void* workspace, void* stream) {
+  LossArgs args = call;
+  const Plan plan = forward_plan(args);
+  double* numbers = reinterpret_cast<double*>(static_cast<char*>(workspace) + Meeting::bytes(plan));
+  const Summands summands = {numbers, numbers + args.shape.inner};
+  const Plan total = one_block_plan();
+  for_storage_type(args.dtype, [&](auto storage) {
+    using In = typename decltype(storage)::type;
+    launch(plan, stream, "loss_forward", loss_team<In>, args, plan, summands, prepare_meeting(plan, workspace, stream));
+    launch(total, stream, "loss_forward", add_classes<In>, args, total, summands, static_cast<In*>(loss));
+  });
+}
+
+void loss_backward(const LossArgs& call, const LossBackward& results, void* stream) {
+  LossArgs args = call;
+  LossBackward backward = results;
+  const Plan plan = backward_plan(args, backward);
+  for_storage_type(args.dtype, [&](auto storage) {
+    using In = typename decltype(storage)::type;
+    launch(plan, stream, "loss_backward", loss_gradient<In>, args, backward, plan);
+  });
+}
+
+}  // namespace cuda
+}  // namespace hypersimplex
