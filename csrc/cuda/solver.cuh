@@ -160,9 +160,7 @@ class Solver {
     own_.low = total.low();
     own_.high = total.high();
     own_.infinite = own_.nan = 0;
-    if (own_.count < own_.n) return kSpecial;
-    own_.start();
-    return settle();
+    return own_.count < own_.n ? kSpecial : start(own_);
   }
 
   __device__ void add_special(Own& own) {
@@ -177,8 +175,7 @@ class Solver {
   __device__ int take_special(const All& total) {
     own_.infinite = total.count(0);
     own_.nan = total.count(1);
-    own_.start();
-    return settle();
+    return start(own_);
   }
 
   __device__ void add_counts(Own& own) {
@@ -203,8 +200,7 @@ class Solver {
   }
 
   __device__ int take_counts(const All& total) {
-    if (own_.searching()) own_.step({total.count(0), total.count(1), total.sum(0)});
-    return settle();
+    return step(own_, total.count(0), total.count(1), total.sum(0));
   }
 
   // No entry is active: the least one and the greatest zero.
@@ -219,18 +215,31 @@ class Solver {
   }
 
   __device__ int take_gap(const All& total, int phase) {
-    if (own_.search.flat != 0 || phase == kGap) own_.take_gap(T(total.high()), T(total.low()));
-    return settle();
+    return take_gap(own_, T(total.high()), T(total.low()), phase == kGap);
   }
 
-  __device__ int settle() {
-    if (own_.searching()) {
-      if (own_.search.flat != 0) return kJump;  // the projector stays where no entry was active
-      own_.projector.aim(own_.search.t, own_.tau);
+  // Not inlined, so that the numbers of a column's one thread do not crowd out what all threads keep in registers. The
+  // result is the column's next phase.
+  __device__ __attribute__((noinline)) static int start(Column<T>& column) {
+    column.start();
+    return settle(column);
+  }
+  __device__ __attribute__((noinline)) static int step(Column<T>& column, double g, double h, double S) {
+    if (column.searching()) column.step({g, h, S});
+    return settle(column);
+  }
+  __device__ __attribute__((noinline)) static int take_gap(Column<T>& column, T zero, T one, bool last) {
+    if (column.search.flat != 0 || last) column.take_gap(zero, one);
+    return settle(column);
+  }
+  __device__ static int settle(Column<T>& column) {
+    if (column.searching()) {
+      if (column.search.flat != 0) return kJump;  // the projector stays where no entry was active
+      column.projector.aim(column.search.t, column.tau);
       return kSearching;
     }
-    own_.projector.set(own_.search.t, own_.tau);
-    return own_.in_gap() ? kGap : kDone;
+    column.projector.set(column.search.t, column.tau);
+    return column.in_gap() ? kGap : kDone;
   }
 
   Team& team_;
