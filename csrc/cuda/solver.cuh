@@ -199,9 +199,7 @@ class Solver {
         });
   }
 
-  __device__ int take_counts(const All& total) {
-    return step(own_, total.count(0), total.count(1), total.sum(0));
-  }
+  __device__ int take_counts(const All& total) { return step(own_, total.count(0), total.count(1), total.sum(0)); }
 
   // No entry is active: the least one and the greatest zero.
   __device__ void add_gap(Own& own) {
