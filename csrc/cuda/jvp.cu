@@ -90,6 +90,25 @@ struct alignas(16) ProductColumn {
   double mean;
 };
 
+// v is what a tile keeps; x is read beside it, where wanted.
+template <class In, class Tile>
+struct Tangents : Entries<In, Tile> {
+  using T = Compute<In>;
+  const Operand<const In>& x;
+  const bool wanted;
+
+  __device__ Tangents(const Tile& tile, const Operand<const In>& v, const Operand<const In>& x, bool wanted)
+      : Entries<In, Tile>{tile, v, 0}, x(x), wanted(wanted) {}
+  template <int U, int N>
+  struct Beside {
+    T x[U][N];
+  };
+  template <int U, int N>
+  __device__ __forceinline__ void read_beside(int i, int step, T (&)[U][N], Beside<U, N>& beside) const {
+    if (wanted) this->tile.load(x, i, step, beside.x, -kInfinity<T>);
+  }
+};
+
 // A tile of v, and a byte per access of the first pass that says which of its entries are active.
 template <class In>
 class Multiplier {
@@ -119,17 +138,20 @@ class Multiplier {
     if (plain(column_.projector)) {
       const Projector<T> projector = column_.projector;
       tile_.fill(
-          Entries<In, TileType>{tile_, v_at, 0},
-          [&](int i, const auto& v) {
-            const unsigned active = active_bits(projector, x_at, i, v, [&](int e, T x, bool is_active) {
-              take(v[e], projector.position(x), is_active);
-            });
+          Tangents<In, TileType>(tile_, v_at, x_at, true),
+          [&](int i, const auto& v, const auto& beside, int u) {
+            const unsigned active = active_bits(projector, beside.x[u]);
+            int e = 0;
+            for (T x : beside.x[u]) {
+              take(v[e], projector.position(x), active >> e & 1);
+              ++e;
+            }
             if (plan_.resident) tile_.mark(i, v, active);
           },
           flush);
     } else {
       tile_.each_singly([&](int i) {
-        T x = value(x_at, i);
+        const T x = value(x_at, i);
         take(value(v_at, i), T(column_.projector.irregular_y(x)), column_.projector.active(x));
         flush();
       });
@@ -143,9 +165,9 @@ class Multiplier {
       const Projector<T> fast = projector;
       const T mean = T(column_.mean);
       tile_.pass(
-          Entries<In, TileType>{tile_, v_at, 0},
-          [&](int i, auto& v) {
-            unsigned active = plan_.resident ? tile_.marked(i, v) : active_bits(fast, x_at, i, v, [](int, T, bool) {});
+          Tangents<In, TileType>(tile_, v_at, x_at, !plan_.resident),
+          [&](int i, auto& v, const auto& beside, int u) {
+            unsigned active = plan_.resident ? tile_.marked(i, v) : active_bits(fast, beside.x[u]);
             for (T& entry : v) {
               entry = active & 1 ? (entry - mean) * fast.rate : T(0);
               active >>= 1;
@@ -169,24 +191,13 @@ class Multiplier {
   __device__ __forceinline__ Operand<const In> operand(const void* data, const Strides& strides) const {
     return {static_cast<const In*>(data), strides, args_.shape, plan_, column_.place, tile_.begin()};
   }
-  __device__ T value(const Operand<const In>& from, int i) const {
-    T v[1];
-    tile_.load(from, i, v, T(0));
-    return v[0];
-  }
-  // Bit e says whether entry i + e is active; visit(e, x, active) on the way.
-  template <int N, class Visit>
-  __device__ __forceinline__ unsigned active_bits(const Projector<T>& projector, const Operand<const In>& from, int i,
-                                                  const T (&)[N], Visit visit) const {
-    T x[N];
-    tile_.load(from, i, x, -kInfinity<T>);
+  __device__ static T value(const Operand<const In>& from, int i) { return widen(load_constant(from.entry(i))); }
+  // Bit e says whether entry e of an access is active.
+  template <int N>
+  __device__ __forceinline__ static unsigned active_bits(const Projector<T>& projector, const T (&x)[N]) {
     unsigned bits = 0;
 #pragma unroll
-    for (int e = 0; e < N; ++e) {
-      bool active = projector.active(x[e]);
-      bits |= unsigned(active) << e;
-      visit(e, x[e], active);
-    }
+    for (int e = 0; e < N; ++e) bits |= unsigned(projector.active(x[e])) << e;
     return bits;
   }
 

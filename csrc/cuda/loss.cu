@@ -49,28 +49,50 @@ struct LossColumn : Column<T> {
   }
 };
 
+// What counting reads, and no logits: labels or dense targets, and weights.
+template <class In, bool kDense>
+class Counted : public Samples<In> {
+ public:
+  using T = Compute<In>;
+  __device__ explicit Counted(const Samples<In>& samples) : Samples<In>(samples) {}
+
+  template <int U, int N>
+  struct Beside {
+    int64_t labels[U];
+    T rows[U][N];
+    double s[U];
+  };
+  template <int U>
+  __device__ __forceinline__ void read_beside(int i, int step, T (&)[U][1], Beside<U, 1>& beside) const {
+    if constexpr (kDense)
+      this->read_rows(i, step, beside.rows);
+    else
+      this->read_labels(i, step, beside.labels);
+    this->read_weights(i, step, beside.s);
+  }
+};
+
 // The samples that bear the class's label, those that take part, and the sums of dense targets and of weights.
 template <class In>
 __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<In>& samples,
                                            const Tile<In, false>& tile, Sums<2, 2>& own) {
+  if (samples.dense()) {
+    if (args.mass_kind == MassKind::kTargets || samples.weighted())
+      tile.pass_beside(Counted<In, true>(samples), [&](int, const auto& beside, int u) {
+        own.sum[0] += double(beside.rows[u][0]);
+        own.sum[1] += beside.s[u];
+      });
+    return;
+  }
   bool out_of_range = false;
-  const bool sums_targets = samples.dense() && args.mass_kind == MassKind::kTargets;
-  if (samples.dense() && !sums_targets && !samples.weighted()) return;
-  const int64_t own_label = samples.vector();
-  tile.each(
-      [&](int i) {
-        if (!tile.exists(i)) return;
-        if (sums_targets) own.sum[0] += double(samples.dense_target(i));
-        if (!samples.dense()) {
-          const int64_t label = samples.label(i);
-          if (label == args.ignore_index) return;
-          out_of_range |= label < 0 || label >= args.shape.inner;
-          own.count[0] += label == own_label;
-          ++own.count[1];
-        }
-        if (samples.weighted()) own.sum[1] += samples.weight(i);
-      },
-      [] {});
+  tile.pass_beside(Counted<In, false>(samples), [&](int, const auto& beside, int u) {
+    const int64_t label = beside.labels[u];
+    if (label == args.ignore_index) return;
+    out_of_range |= label < 0 || label >= args.shape.inner;
+    own.count[0] += label == samples.vector();
+    ++own.count[1];
+    own.sum[1] += beside.s[u];
+  });
   assert(!out_of_range && "class index out of range");
 }
 
@@ -81,7 +103,7 @@ __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<I
 // and sum s r, so that  sum s ((z - t)^2 / 2 - (z - y)^2 / 2) = third + lambda fourth.  Where r = 0 nothing is added,
 // be u infinite.
 template <class In>
-__device__ __forceinline__ void sum_loss(const Samples<In>& samples, const Tile<In, false>& tile,
+__device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, const Tile<In, false>& tile,
                                          const LossColumn<Compute<In>>& column, bool fenchel_young, Sums<2, 3>& own) {
   using T = Compute<In>;
   if (column.projector.regular && !(fenchel_young && fabs(column.projector.p) == kInfinity<T>)) {
@@ -89,8 +111,8 @@ __device__ __forceinline__ void sum_loss(const Samples<In>& samples, const Tile<
     T mean = 0, loss = 0, balance = 0;
     tile.pass(
         samples,
-        [&](int i, auto& x) {
-          const T t = samples.target(i), s = samples.weighted() ? T(samples.weight(i)) : T(1);
+        [&](int, const auto& x, const auto& beside, int item) {
+          const T t = beside.t[item], s = beside.s[item];
           const bool active = projector.active(x[0]);
           const T u = projector.position(x[0]), y = clip01(u), r = y - t, sr = s * r;
           own.count[0] += active;
@@ -110,12 +132,10 @@ __device__ __forceinline__ void sum_loss(const Samples<In>& samples, const Tile<
         });
   } else {  // in double, and with z = x / tau for u: what T, or a threshold at infinity, cannot express
     tile.each_singly([&](int i) {
-      T x[1];
-      samples.read(i, x);
-      const T t = samples.target(i);
-      const double s = samples.weighted() ? samples.weight(i) : 1;
-      const bool active = column.projector.active(x[0]);
-      const double y = column.projector.irregular_y(x[0]), r = y - t, z = column.projector.by_tau(double(x[0]));
+      const auto sample = samples.one(i);
+      const double x = sample.x, t = sample.t, s = sample.s;
+      const bool active = column.projector.active(sample.x);
+      const double y = column.projector.irregular_y(sample.x), r = y - t, z = column.projector.by_tau(x);
       own.count[0] += active;
       if (active) own.sum[0] += fenchel_young ? s : s * r;
       if (r != 0) own.sum[1] += s * (fenchel_young ? r * (z - 0.5 * (y + t)) : r * r);
@@ -145,7 +165,7 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
         return 0;
       });
     }
-    const Samples<In> samples(args, plan, tile, own.place, own.some_ignored);
+    const LabelledSamples<In> samples(args, plan, tile, own.place, own.some_ignored);
     Solver<In, Tile<In, false>, Samples<In>>(team, tile, own, samples).solve();
 
     Sums<2, 3> sums;
@@ -234,7 +254,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
   }
   block_barrier();
   const Tile<In, false> tile(plan, team, own.place.live, 0);
-  const Samples<In> samples(args, plan, tile, own.place, args.target_kind == TargetKind::kClassIndex);
+  const LabelledSamples<In> samples(args, plan, tile, own.place, args.target_kind == TargetKind::kClassIndex);
   const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, args.shape, plan, own.place,
                          tile.begin());
   if (own.projector.regular) {
@@ -242,10 +262,9 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
     const T mean = own.mean, gain = own.gain, lambda = fenchel_young && samples.weighted() ? own.lambda : T(0);
     tile.pass(
         samples,
-        [&](int i, auto& x) {
-          const T s = samples.weighted() ? T(samples.weight(i)) : T(1);
+        [&](int i, auto& x, const auto& beside, int u) {
+          const T s = beside.s[u], sr = s * (projector.y(x[0]) - beside.t[u]);
           const bool active = projector.active(x[0]);
-          const T sr = s * (projector.y(x[0]) - samples.target(i));
           const T share = active ? lambda * (s - mean) : T(0);
           const bool counts = fenchel_young ? is_finite(x[0]) : active;
           x[0] = counts ? gain * (fenchel_young ? sr + share : sr - mean) : T(0);
@@ -254,20 +273,17 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
         [] {});
   } else {
     tile.each_singly([&](int i) {
-      T x[1];
-      samples.read(i, x);
-      const double s = samples.weighted() ? samples.weight(i) : 1;
-      const bool active = own.projector.active(x[0]);
-      const double sr = s * (own.projector.irregular_y(x[0]) - samples.target(i));
+      const auto sample = samples.one(i);
+      const bool active = own.projector.active(sample.x);
+      const double s = sample.s, sr = s * (own.projector.irregular_y(sample.x) - double(sample.t));
       double value = 0;
       if (own.projector.p != own.projector.p)
         value = own.projector.p;
       else if (!fenchel_young)
         value = active ? own.wide_gain * (sr - own.wide_mean) : 0;
-      else if (is_finite(x[0]))
+      else if (is_finite(sample.x))
         value = own.wide_gain * (sr + (active ? own.wide_lambda * (s - own.wide_mean) : 0));
-      x[0] = T(value);
-      tile.store(grad, i, x);
+      tile.store(grad, i, {T(value)});
     });
   }
 }

@@ -21,7 +21,7 @@ class Samples {
   __device__ bool dense() const { return args_.target_kind == TargetKind::kDense; }
   __device__ bool weighted() const { return args_.sample_weight != nullptr; }
   __device__ int64_t vector() const { return place_.vector; }
-  __device__ T first() const { return tile_.first(logits()); }
+  __device__ T first() const { return tile_.first(operand<const In>(args_.x, args_.x_strides, place_)); }
 
   // What label smoothing makes of targets 0 and 1.
   __device__ double off() const {
@@ -29,39 +29,44 @@ class Samples {
   }
   __device__ double keep() const { return 1 - args_.label_smoothing; }
 
-  __device__ __forceinline__ int64_t label(int i) const {
-    return load_constant(operand<const int64_t>(args_.target, args_.target_strides, Place{}).entry(i));
-  }
-  __device__ __forceinline__ double weight(int i) const {
-    return load_constant(args_.sample_weight + tile_.begin() + i);
-  }
-
-  // A logit; that of an ignored sample takes no part.
-  __device__ __forceinline__ void read(int i, T (&x)[1]) const {
-    tile_.load(logits(), i, x, -kInfinity<T>);
-    if (some_ignored_ && tile_.exists(i) && label(i) == args_.ignore_index) x[0] = -kInfinity<T>;
-  }
-
-  // The target of a sample, without label smoothing.
-  __device__ __forceinline__ T dense_target(int i) const {
-    T t[1];
-    tile_.load(operand<const In>(args_.target, args_.target_strides, place_), i, t, T(0));
-    return t[0];
-  }
-  // With it; 0 where the sample is ignored.
-  __device__ __forceinline__ T target(int i) const {
-    if (dense()) {
-      const T t = dense_target(i);
-      return args_.label_smoothing == 0 ? t : T(off()) + T(keep()) * t;
-    }
-    const int64_t index = label(i);
-    return index == args_.ignore_index ? T(0) : index == place_.vector ? T(off() + keep()) : T(off());
+  // Logits; those of ignored samples take no part.
+  template <int U>
+  __device__ __forceinline__ void read(int i, int step, T (&x)[U][1]) const {
+    tile_.load(operand<const In>(args_.x, args_.x_strides, place_), i, step, x, -kInfinity<T>);
+    if (!some_ignored_) return;
+    int64_t labels[U];
+    read_labels(i, step, labels);
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+      if (labels[u] == args_.ignore_index) x[u][0] = -kInfinity<T>;
   }
 
- private:
-  __device__ __forceinline__ Operand<const In> logits() const {
-    return operand<const In>(args_.x, args_.x_strides, place_);
+  // Nothing else is read beside them while the thresholds are sought.
+  template <int U, int N>
+  struct Beside {};
+  template <int U>
+  __device__ void read_beside(int, int, T (&)[U][1], Beside<U, 1>&) const {}
+
+  template <int U>
+  __device__ __forceinline__ void read_labels(int i, int step, int64_t (&labels)[U]) const {
+    tile_.load_raw(operand<const int64_t>(args_.target, args_.target_strides, Place{}), i, step, labels);
   }
+  // Dense targets without label smoothing.
+  template <int U>
+  __device__ __forceinline__ void read_rows(int i, int step, T (&t)[U][1]) const {
+    tile_.load(operand<const In>(args_.target, args_.target_strides, place_), i, step, t, T(0));
+  }
+  // Sample weights, 1 where there are none.
+  template <int U>
+  __device__ __forceinline__ void read_weights(int i, int step, double (&s)[U]) const {
+#pragma unroll
+    for (int u = 0; u < U; ++u) s[u] = 1;
+    if (!weighted()) return;
+#pragma unroll
+    for (int u = 0; u < U; ++u) s[u] = load_constant(args_.sample_weight + tile_.begin() + tile_.nearest(i + u * step));
+  }
+
+ protected:
   template <class Data>
   __device__ __forceinline__ Operand<Data> operand(const void* data, const Strides& strides, const Place& place) const {
     return {static_cast<Data*>(data), strides, args_.shape, plan_, place, tile_.begin()};
@@ -72,6 +77,52 @@ class Samples {
   const TileType& tile_;
   const Place& place_;
   const bool some_ignored_;
+};
+
+// With the targets t and weights s; t = 0 where a sample is ignored.
+template <class In>
+class LabelledSamples : public Samples<In> {
+ public:
+  using T = Compute<In>;
+  using Samples<In>::Samples;
+
+  template <int U, int N>
+  struct Beside {
+    T t[U], s[U];
+  };
+  template <int U>
+  __device__ __forceinline__ void read_beside(int i, int step, T (&)[U][1], Beside<U, 1>& beside) const {
+    const LossArgs& args = this->args_;
+    double weights[U];
+    this->read_weights(i, step, weights);
+    if (this->dense()) {
+      T rows[U][1];
+      this->read_rows(i, step, rows);
+      const T rest = T(this->off()), factor = T(this->keep());
+#pragma unroll
+      for (int u = 0; u < U; ++u) beside.t[u] = args.label_smoothing == 0 ? rows[u][0] : rest + factor * rows[u][0];
+    } else {
+      int64_t labels[U];
+      this->read_labels(i, step, labels);
+      const T rest = T(this->off()), full = T(this->off() + this->keep());
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        beside.t[u] = labels[u] == args.ignore_index ? T(0) : labels[u] == this->place_.vector ? full : rest;
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) beside.s[u] = T(weights[u]);
+  }
+
+  struct Sample {
+    T x, t, s;
+  };
+  __device__ Sample one(int i) const {
+    T x[1][1];
+    Beside<1, 1> beside;
+    this->read(i, 0, x);
+    read_beside(i, 0, x, beside);
+    return {x[0][0], beside.t[0], beside.s[0]};
+  }
 };
 
 }  // namespace cuda

@@ -86,8 +86,8 @@ class Solver {
  public:
   using T = Compute<In>;
   // count: finite ones, or #{x > t} and #{x >= t + tau}, or +inf and nan; sum: of x and of x^2 about origin, or over A
-  using Own = Sums<2, 2>;
-  using All = Totals<2, 2>;
+  using Own = Sums<2, 2, true>;
+  using All = Totals<2, 2, true>;
 
   __device__ Solver(Team& team, const Tile& tile, Column<T>& own, const Source& source)
       : team_(team), tile_(tile), own_(own), source_(source) {}
@@ -131,7 +131,7 @@ class Solver {
     T sum = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
     tile_.fill(
         source_,
-        [&](int, const auto& x) {
+        [&](int, const auto& x, auto&, int) {
           for (T v : x) {
             if (!is_finite(v)) continue;
             T e = v - origin;

@@ -9,27 +9,28 @@
 namespace hypersimplex {
 namespace cuda {
 
-// What a sweep leaves per thread and, reduced, per column: counts and sums are added, low and high are extremes.
-template <int kCounts, int kSums>
+// What a sweep leaves per thread and, reduced, per column: counts and sums are added, low and high are extremes, where
+// they are wanted.
+template <int kCounts, int kSums, bool kExtremes = false>
 struct Sums {
   unsigned count[kCounts] = {};
   double sum[kSums] = {};
   double low = kInfinity<double>, high = -kInfinity<double>;
 };
-template <int kCounts, int kSums>
+template <int kCounts, int kSums, bool kExtremes = false>
 struct Totals {
-  static constexpr int kAll = kCounts + kSums + 2;
+  static constexpr int kAdded = kCounts + kSums, kAll = kAdded + (kExtremes ? 2 : 0);
   static constexpr int kNarrow = 3;  // sum[0], count[0], count[1]: all that most sweeps need
   double v[kAll];
 
   __device__ double count(int i) const { return v[1 + i]; }
   __device__ double sum(int i) const { return v[i == 0 ? 0 : kCounts + i]; }
-  __device__ double low() const { return v[kAll - 2]; }
-  __device__ double high() const { return v[kAll - 1]; }
+  __device__ double low() const { return v[kAdded]; }
+  __device__ double high() const { return v[kAdded + 1]; }
 
   __device__ void clear() {
 #pragma unroll
-    for (int i = 0; i < kAll; ++i) v[i] = i < kAll - 2 ? 0 : i == kAll - 2 ? kInfinity<double> : -kInfinity<double>;
+    for (int i = 0; i < kAll; ++i) v[i] = i < kAdded ? 0 : i == kAdded ? kInfinity<double> : -kInfinity<double>;
   }
   // Takes member(i), the i-th number of another; all of them, or the narrow ones.
   template <class Member>
@@ -38,7 +39,7 @@ struct Totals {
     for (int i = 0; i < kAll; ++i) {
       if (i >= kNarrow && !wide) break;
       double other = member(i);
-      v[i] = i < kAll - 2 ? v[i] + other : i == kAll - 2 ? fmin(v[i], other) : fmax(v[i], other);
+      v[i] = i < kAdded ? v[i] + other : i == kAdded ? fmin(v[i], other) : fmax(v[i], other);
     }
   }
   __device__ __forceinline__ void combine_peers(bool wide, Peers peers) {
@@ -85,9 +86,9 @@ class Team {
 
   // Leaves the totals of a lane's column in every lane of warp 0; other warps leave with nothing. All threads of the
   // team come here, and the caller lets them pass a block_barrier() before they come again.
-  template <int kCounts, int kSums>
-  __device__ __forceinline__ Totals<kCounts, kSums> reduce(const Sums<kCounts, kSums>& own, bool wide) {
-    using All = Totals<kCounts, kSums>;
+  template <int kCounts, int kSums, bool kExtremes>
+  __device__ __forceinline__ auto reduce(const Sums<kCounts, kSums, kExtremes>& own, bool wide) {
+    using All = Totals<kCounts, kSums, kExtremes>;
     static_assert(All::kAll <= kMaxSums && kCounts >= 2, "no room");
     const int width = plan_.columns, first_warp = warp_id() == 0;
     All all;
@@ -96,8 +97,10 @@ class Team {
     for (int i = 0; i < kCounts; ++i) all.v[1 + i] = own.count[i];
 #pragma unroll
     for (int i = 1; i < kSums; ++i) all.v[kCounts + i] = own.sum[i];
-    all.v[All::kAll - 2] = own.low;
-    all.v[All::kAll - 1] = own.high;
+    if constexpr (kExtremes) {
+      all.v[All::kAdded] = own.low;
+      all.v[All::kAdded + 1] = own.high;
+    }
     all.combine_peers(wide, peers());
 
     // First the warps of a block bring their sums together, then the blocks of the team.
@@ -107,19 +110,17 @@ class Team {
     for (Level level = Level::kWarps;;) {
       const bool warps = level == Level::kWarps, cluster = level == Level::kCluster;
       const int member = warps ? warp_id() : cluster ? 0 : rank_, members = warps ? warp_count() : plan_.blocks;
-      const int stride = cluster ? width : members * width;  // from one number's place to the next one's
-      double* place = places(level);
+      double* place = places(level);  // of member 0's numbers, side by side; the next member's come behind all columns'
       if (lane_id() < width && (first_warp || warps))
 #pragma unroll
-        for (int i = 0; i < All::kAll; ++i) place[i * stride + member * width] = all.v[i];
+        for (int i = 0; i < All::kAll; ++i) place[member * width * kMaxSums + i] = all.v[i];
       meet(level);
       if (first_warp) {
         all.clear();
 #pragma unroll 1
         for (int m = lane_id() >> plan_.column_bits; m < members; m += kWarpSize >> plan_.column_bits)
           all.combine(wide, [&](int i) {
-            double* from = place + i * stride;
-            return cluster ? load_from_cluster(from, m) : load_from_blocks(from + m * width);
+            return cluster ? load_from_cluster(place + i, m) : load_from_blocks(place + m * width * kMaxSums + i);
           });
         all.combine_peers(wide, peers());
       }
@@ -154,11 +155,11 @@ class Team {
   // Where sums are exchanged, column by column. Blocks use two sets of places in turn: who writes the next sums does
   // not wait for who still reads. A cluster's block keeps its sums itself, at the place of member 0.
   __device__ double* places(Level level) const {
-    const int set = plan_.columns * kMaxSums;
-    if (level == Level::kWarps) return shared_memory<double>(0) + column();
-    if (level == Level::kCluster) return shared_memory<double>((warp_count() + int(round_ % 2)) * set * 8) + column();
+    const int set = plan_.columns * kMaxSums, own = column() * kMaxSums;
+    if (level == Level::kWarps) return shared_memory<double>(0) + own;
+    if (level == Level::kCluster) return shared_memory<double>((warp_count() + int(round_ % 2)) * set * 8) + own;
     return reinterpret_cast<double*>(meeting_ + plan_.teams * Meeting::kArrivalBytes) +
-           (int64_t(number_) * 2 + round_ % 2) * plan_.blocks * set + column();
+           (int64_t(number_) * 2 + round_ % 2) * plan_.blocks * set + own;
   }
   __device__ void meet(Level level) const {
     if (level == Level::kWarps)

@@ -106,10 +106,11 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
   Team team(plan, meeting);
   Column<T>& own = team.columns<Column<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
-    const Place place = locate(plan, args.shape, number, team.column());
-    if (team.decides()) own.begin(place, plan.n, args.k, args.tau);
-    const Tile<In> tile(plan, team, place.live, team.bytes<Column<T>>());
-    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, place, tile.begin());
+    if (team.decides()) own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
+    block_barrier();
+    const Tile<In> tile(plan, team, own.place.live, team.bytes<Column<T>>());
+    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, own.place,
+                              tile.begin());
     const Entries<In, Tile<In>> entries{tile, x, -kInfinity<T>};
     Solver<In, Tile<In>, Entries<In, Tile<In>>>(team, tile, own, entries).solve();
 
@@ -125,12 +126,13 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
       };
       if (own.projector.regular) {
         const Projector<T> projector = own.projector;
-        tile.pass(entries, [&](int i, auto& v) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
+        tile.pass(
+            entries, [&](int i, auto& v, auto&, int) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
       } else {
         tile.each_singly([&](int i) {
-          T v[1];
-          entries.read(i, v);
-          write(i, v, [&](T e) { return T(own.projector.irregular_y(e)); });
+          T v[1][1];
+          entries.read(i, 0, v);
+          write(i, v[0], [&](T e) { return T(own.projector.irregular_y(e)); });
         });
       }
     }

@@ -39,48 +39,90 @@ struct Operand {
         begin(begin) {}
   __device__ static bool one_run(const Shape& shape) { return shape.n1 == 1; }
 
-  // Entry begin + i.
+  // Entry begin + i,
   __device__ __forceinline__ Data* entry(int i) const {
     if (one_run(shape)) return at + i * strides.n2;
     int64_t j = begin + i, j1 = quotient(j, inverse);
     return at + j1 * strides.n1 + (j - j1 * shape.n2) * strides.n2;
   }
+  // and several at once.
+  template <int U>
+  __device__ __forceinline__ void locate(const int (&i)[U], Data* (&to)[U]) const {
+    if (one_run(shape)) {
+#pragma unroll
+      for (int u = 0; u < U; ++u) to[u] = at + i[u] * strides.n2;
+    } else {
+#pragma unroll
+      for (int u = 0; u < U; ++u) to[u] = entry(i[u]);
+    }
+  }
 };
 
-// kPacked: whether global memory is ever accessed in packs. kTensors: how many of them the first pass reads.
+// A pass takes U accesses of a thread at a time: all are read before the first is used, so that their latencies
+// overlap. What it reads is up to a source:
+//     source.read(i, step, x)                 entries of accesses i, i + step, ...: T x[U][N], N = 1 or kPack<In>
+//     source.read_beside(i, step, x, beside)  what else there is of them: Source::Beside<U, N>, handed on to the body
+// kPacked: whether global memory is ever accessed in packs. kTensors: how many of them the passes read.
 template <class In, bool kPacked = true, int kTensors = 1>
 class Tile {
  public:
   using T = Compute<In>;
 
+  static constexpr int kBatch = sizeof(In) == 8 ? 2 : 4;  // single entries that a pass takes at a time
+
   // kept_at: where in shared memory the entries are kept
   __device__ Tile(const Plan& plan, const Team& team, bool live, int kept_at)
       : plan_(plan), live_(live), kept_at_(kept_at), begin_(team.rank() * plan.share) {
-    int64_t left = plan.n - begin_;
+    int64_t left = live ? plan.n - begin_ : 0;
     count_ = int(left < 0 ? 0 : left < plan.share ? left : plan.share);
   }
 
   __device__ int64_t begin() const { return begin_; }
-  __device__ bool exists(int i) const { return live_ && i < count_; }
+  __device__ bool exists(int i) const { return i < count_; }
+  // An access that exists, instead of one behind the end.
+  template <int N = 1>
+  __device__ int nearest(int i) const {
+    return i < count_ - N ? i : count_ - N;
+  }
 
   // The vector's first entry, whichever block holds it.
   __device__ T first(const Operand<const In>& from) const {
     return live_ ? widen(load_constant(from.at - (from.one_run(from.shape) ? begin_ * from.strides.n2 : 0))) : T(0);
   }
 
-  // Entries i to i + N of the share from global memory, `padding` where there is none. N is 1 or kPack<In>.
-  template <int N>
-  __device__ void load(const Operand<const In>& from, int i, T (&x)[N], T padding) const {
-    if constexpr (N > 1)
-      unpack<In>(load_constant_pack(from.at + i), x);
-    else
-      x[0] = exists(i) ? widen(load_constant(from.entry(i))) : padding;
+  // Accesses i, i + step, ... of the share from global memory. Behind the end another access is repeated, so that no
+  // branch keeps the loads apart; single entries are `padding` there.
+  template <int U, int N>
+  __device__ __forceinline__ void load(const Operand<const In>& from, int i, int step, T (&x)[U][N], T padding) const {
+    if constexpr (N > 1) {
+      uint4 raw[U];
+#pragma unroll
+      for (int u = 0; u < U; ++u) raw[u] = load_constant_pack(from.at + nearest<N>(i + u * step));
+#pragma unroll
+      for (int u = 0; u < U; ++u) unpack<In>(raw[u], x[u]);
+    } else {
+      In raw[U];
+      load_raw(from, i, step, raw);
+#pragma unroll
+      for (int u = 0; u < U; ++u) x[u][0] = exists(i + u * step) ? widen(raw[u]) : padding;
+    }
+  }
+  // Any numbers that there is one of per entry.
+  template <class Data, int U>
+  __device__ __forceinline__ void load_raw(const Operand<const Data>& from, int i, int step, Data (&raw)[U]) const {
+    int at[U];
+    const Data* entries[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) at[u] = nearest(i + u * step);
+    from.locate(at, entries);
+#pragma unroll
+    for (int u = 0; u < U; ++u) raw[u] = load_constant(entries[u]);
   }
   template <int N>
   __device__ void store(const Operand<In>& to, int i, const T (&y)[N]) const {
     if constexpr (N > 1)
       *reinterpret_cast<uint4*>(to.at + i) = pack<In>(y);
-    else if (exists(i))
+    else
       *to.entry(i) = narrow<In>(y[0]);
   }
 
@@ -100,51 +142,57 @@ class Tile {
       x[0] = widen(kept()[(i << plan_.column_bits) + column()]);
   }
 
-  // First pass: body(i, x) over what source.read(i, x) gives, which is kept if the tile is resident.
+  // First pass: body(i, x, beside, u) over what the source reads, which is kept if the tile is resident.
   template <class Source, class Body, class Flush>
   __device__ void fill(const Source& source, Body body, Flush flush) const {
-    run<kPacked, 4 / kTensors, (kPack<In> <= 4 ? 4 : 2) / kTensors>(packs(), end(), flush, [&](int i, auto& x) {
-      source.read(i, x);
-      if (plan_.resident) keep(i, x);
-      body(i, x);
-    });
+    run<kPacked, kBatch / kTensors, (kPack<In> <= 4 ? 4 : 2) / kTensors, Source>(
+        packs(), end(), flush,
+        [&](int i, int step, auto& x, auto& beside) {
+          source.read(i, step, x);
+          source.read_beside(i, step, x, beside);
+        },
+        [&](int i, auto& x, auto& beside, int u) {
+          if (plan_.resident) keep(i, x);
+          body(i, x, beside, u);
+        });
   }
 
-  // Later passes over the same entries: from shared memory, or read again.
+  // Later passes over the same entries, body(i, x): from shared memory, or read again.
   template <class Source, class Body, class Flush>
   __device__ void sweep(const Source& source, Body body, Flush flush) const {
-    run<true, 4, kPack<In> <= 4 ? 2 : 1>(packs() || whole_packs(), end(), flush, [&](int i, auto& x) {
-      again(source, i, x);
-      body(i, x);
-    });
+    run<true, kBatch, kPack<In> <= 4 ? 2 : 1, Nothing>(
+        packs() || whole_packs(), end(), flush, [&](int i, int step, auto& x, auto&) { again(source, i, step, x); },
+        [&](int i, auto& x, auto&, int) { body(i, x); });
   }
   // The same for what is seldom needed.
   template <class Source, class Body>
   __device__ void sweep_seldom(const Source& source, Body body) const {
-    run<true, 1, 1>(
-        packs() || whole_packs(), end(), [] {},
-        [&](int i, auto& x) {
-          again(source, i, x);
-          body(i, x);
-        });
+    run<true, 1, 1, Nothing>(
+        packs() || whole_packs(), end(), [] {}, [&](int i, int step, auto& x, auto&) { again(source, i, step, x); },
+        [&](int i, auto& x, auto&, int) { body(i, x); });
   }
-  // The same where other tensors take part, with the accesses of the first pass.
+  // The same where other tensors take part, with the accesses of the first pass and its body's arguments.
   template <class Source, class Body, class Flush>
   __device__ void pass(const Source& source, Body body, Flush flush) const {
-    run<kPacked, 4 / kTensors, kPack<In> <= 4 ? 2 : 1>(packs(), count_, flush, [&](int i, auto& x) {
-      again(source, i, x);
-      body(i, x);
-    });
+    run<kPacked, kBatch / kTensors, kPack<In> <= 4 ? 2 : 1, Source>(
+        packs(), count_, flush,
+        [&](int i, int step, auto& x, auto& beside) {
+          again(source, i, step, x);
+          source.read_beside(i, step, x, beside);
+        },
+        body);
   }
-  // body(i) for the thread's entries one by one,
-  template <class Body, class Flush>
-  __device__ void each(Body body, Flush flush) const {
-    run_in<1, 4>(count_, flush, [&](int i, auto&) { body(i); });
+  // body(i, beside, u) for what there is beside the entries,
+  template <class Source, class Body>
+  __device__ void pass_beside(const Source& source, Body body) const {
+    run_in<1, kBatch, Source>(
+        count_, [] {}, [&](int i, int step, auto& x, auto& beside) { source.read_beside(i, step, x, beside); },
+        [&](int i, auto&, auto& beside, int u) { body(i, beside, u); });
   }
-  // and for what is seldom needed.
+  // and body(i) for one entry after another, where speed does not matter.
   template <class Body>
   __device__ void each_singly(Body body) const {
-    run_in<1, 1>(count_, [] {}, [&](int i, auto&) { body(i); });
+    run_in<1, 1, Nothing>(count_, [] {}, [](int, int, auto&, auto&) {}, [&](int i, auto&, auto&, int) { body(i); });
   }
 
   // A byte per access, behind the entries.
@@ -158,31 +206,45 @@ class Tile {
   }
 
  private:
-  // visit(i, x) for the thread's accesses, and flush() after every kFlush entries at most.
-  template <bool kMayPack, int kUnrollEntries, int kUnrollPacks, class Flush, class Visit>
-  __device__ void run(bool in_packs, int end, Flush flush, Visit visit) const {
+  struct Nothing {
+    template <int U, int N>
+    struct Beside {};
+  };
+
+  // gather(i, step, x, beside) and visit(i, x[u], beside, u) for the thread's accesses, and flush() after every kFlush
+  // entries at most.
+  template <bool kMayPack, int kEntries, int kPacks, class Source, class Flush, class Gather, class Visit>
+  __device__ void run(bool in_packs, int end, Flush flush, Gather gather, Visit visit) const {
     if constexpr (kMayPack)
-      if (in_packs) return run_in<kPack<In>, kUnrollPacks>(end, flush, visit);
-    run_in<1, kUnrollEntries>(end, flush, visit);
+      if (in_packs) return run_in<kPack<In>, kPacks, Source>(end, flush, gather, visit);
+    run_in<1, kEntries, Source>(end, flush, gather, visit);
   }
-  template <int N, int kUnroll, class Flush, class Visit>
-  __device__ void run_in(int end, Flush flush, Visit visit) const {
+  template <int N, int U, class Source, class Flush, class Gather, class Visit>
+  __device__ void run_in(int end, Flush flush, Gather gather, Visit visit) const {
     const int step = int(blockDim.x >> plan_.column_bits) * N, period = step * (tuning::kFlush / N);
     for (int i = int(threadIdx.x >> plan_.column_bits) * N; i < end;) {
       const int stop = end - i > period ? i + period : end;
-#pragma unroll kUnroll
-      for (; i < stop; i += step) {
-        T x[N];
-        visit(i, x);
+#pragma unroll 1
+      for (; i < stop; i += U * step) {
+        T x[U][N];
+        typename Source::template Beside<U, N> beside;
+        gather(i, step, x, beside);
+#pragma unroll
+        for (int u = 0; u < U; ++u)
+          if (u == 0 || i + u * step < stop) visit(i + u * step, x[u], beside, u);
       }
       flush();
     }
   }
 
-  template <class Source, int N>
-  __device__ void again(const Source& source, int i, T (&x)[N]) const {
-    if (plan_.resident) return recall(i, x);
-    if constexpr (kPacked || N == 1) source.read(i, x);
+  template <class Source, int U, int N>
+  __device__ void again(const Source& source, int i, int step, T (&x)[U][N]) const {
+    if (plan_.resident) {
+#pragma unroll
+      for (int u = 0; u < U; ++u) recall(u == 0 || i + u * step < end() ? i + u * step : i, x[u]);
+      return;
+    }
+    if constexpr (kPacked || N == 1) source.read(i, step, x);
   }
 
   __device__ int column() const { return int(threadIdx.x) & (plan_.columns - 1); }
@@ -205,15 +267,21 @@ class Tile {
 // The source of a tile that is nothing but the entries of one tensor.
 template <class In, class Tile>
 struct Entries {
+  using T = Compute<In>;
   const Tile& tile;
   const Operand<const In>& from;
-  const Compute<In> padding;
+  const T padding;
 
-  __device__ Compute<In> first() const { return tile.first(from); }
-  template <int N>
-  __device__ void read(int i, Compute<In> (&x)[N]) const {
-    tile.load(from, i, x, padding);
+  template <int U, int N>
+  struct Beside {};
+
+  __device__ T first() const { return tile.first(from); }
+  template <int U, int N>
+  __device__ __forceinline__ void read(int i, int step, T (&x)[U][N]) const {
+    tile.load(from, i, step, x, padding);
   }
+  template <int U, int N>
+  __device__ void read_beside(int, int, T (&)[U][N], Beside<U, N>&) const {}
 };
 
 }  // namespace cuda

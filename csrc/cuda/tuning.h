@@ -48,7 +48,7 @@ constexpr int64_t kLeastCompaction = int64_t(1) << 25;  // entries for which sam
 }  // namespace tuning
 
 // The most numbers that a team reduces at once.
-constexpr int kMaxSums = 7;
+constexpr int kMaxSums = 6;
 
 // Of shared memory for a warp's short rows, with a gap after every 32 entries against bank conflicts.
 constexpr int kStagedBytes = tuning::kShortBytes * 33;
