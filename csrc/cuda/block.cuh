@@ -48,8 +48,7 @@ __device__ __forceinline__ void grid_barrier(unsigned* arrivals, int blocks, uns
   if (threadIdx.x == 0) {
     __threadfence();
     atomicAdd(arrivals, 1u);
-    while (*static_cast<volatile unsigned*>(arrivals) < round * unsigned(blocks)) {
-    }
+    while (*static_cast<volatile unsigned*>(arrivals) < round * unsigned(blocks)) __nanosleep(32);
     __threadfence();
   }
   __syncthreads();
