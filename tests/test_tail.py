@@ -8,7 +8,7 @@ from hypersimplex_ext import hypersimplex_loss
 from .cases import INF
 from .test_loss import IGNORED, KINDS, assert_loss
 
-SAMPLES, CLASSES = 2053, 117  # several panels of columns, the last one not full
+SAMPLES, CLASSES = 2053, 389  # several panels of columns, the last one not full
 
 INPUTS = {
     "normal": lambda x: x,

@@ -16,7 +16,7 @@ template <class T>
 class Tail {
  public:
   static constexpr int64_t kSample = 256, kLeast = 4 * kSample;  // rows
-  static constexpr double kSmall = 1.0 / 32;                     // the largest k / n that is worth a try
+  static constexpr double kSmall = 1.0 / 128;                    // the largest k / n that is worth a try
 
   Tail() = default;
   Tail(const Tail&) = delete;
