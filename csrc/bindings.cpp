@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
 
 #include "hypersimplex.h"
 
@@ -47,6 +48,18 @@ struct Cpu {
     py::gil_scoped_release release;
     cpu::loss_backward(args, backward, threads);
   }
+  static void sort(const SortArgs& args, int threads) {
+    py::gil_scoped_release release;
+    cpu::sort(args, threads);
+  }
+  static void isotonic(const IsotonicArgs& args, int threads) {
+    py::gil_scoped_release release;
+    cpu::isotonic(args, threads);
+  }
+  static void block_product(const BlockProductArgs& args, int threads) {
+    py::gil_scoped_release release;
+    cpu::block_product(args, threads);
+  }
 };
 
 #ifdef HYPERSIMPLEX_WITH_CUDA
@@ -72,6 +85,21 @@ struct Cuda {
   static void loss_backward(const LossArgs& args, const LossBackward& backward, Address stream, const py::function&) {
     py::gil_scoped_release release;
     cuda::loss_backward(args, backward, pointer<void>(stream));
+  }
+  static void sort(const SortArgs& args, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::sort_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::sort(args, memory, pointer<void>(stream));
+  }
+  static void isotonic(const IsotonicArgs& args, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::isotonic_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::isotonic(args, memory, pointer<void>(stream));
+  }
+  static void block_product(const BlockProductArgs& args, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::block_product_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::block_product(args, memory, pointer<void>(stream));
   }
 };
 #endif
@@ -163,6 +191,51 @@ void define_loss(py::module_& m) {
         });
 }
 
+template <class Backend, class... Tail>
+void define_sort(py::module_& m) {
+  m.def("sort",
+        [](int dtype, const Four& shape, Address x, const Four& x_strides, bool descending, Address values,
+           const Four& values_strides, Address order, const Four& order_strides, bool wide_order, Tail... tail) {
+          Backend::sort({DType(dtype), shape_of(shape), pointer<const void>(x), strides_of(x_strides), descending,
+                         pointer<void>(values), strides_of(values_strides), pointer<void>(order),
+                         strides_of(order_strides), wide_order},
+                        tail...);
+        });
+}
+
+// A term arrives as (address, strides, scale, logarithm), a placed tensor as (address, strides, ordered).
+using TermTuple = std::tuple<Address, Four, double, bool>;
+using PlacedTuple = std::tuple<Address, Four, bool>;
+IsotonicTerm term_of(const TermTuple& t) {
+  return {pointer<const void>(std::get<0>(t)), strides_of(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
+}
+Placed placed_of(const PlacedTuple& p) {
+  return {pointer<void>(std::get<0>(p)), strides_of(std::get<1>(p)), std::get<2>(p)};
+}
+
+template <class Backend, class... Tail>
+void define_isotonic(py::module_& m) {
+  m.def("isotonic", [](int dtype, const Four& shape, int divergence, bool increasing, const TermTuple& a,
+                       const TermTuple& b, Address weight, const Four& weight_strides, int result, double scale,
+                       Address out, const Four& out_strides, Address order, const Four& order_strides, Address share,
+                       const Four& share_strides, Address blocks, Tail... tail) {
+    Backend::isotonic(
+        {DType(dtype), shape_of(shape), Divergence(divergence), increasing, term_of(a), term_of(b),
+         pointer<const void>(weight), strides_of(weight_strides), IsotonicResult(result), scale, pointer<void>(out),
+         strides_of(out_strides), pointer<const int32_t>(order), strides_of(order_strides), pointer<void>(share),
+         strides_of(share_strides), pointer<Blocks>(blocks)},
+        tail...);
+  });
+  m.def("block_product", [](int dtype, const Four& shape, int product, const PlacedTuple& v, const PlacedTuple& weight,
+                            const PlacedTuple& out, double scale, Address order, const Four& order_strides,
+                            Address blocks, Tail... tail) {
+    Backend::block_product(
+        {DType(dtype), shape_of(shape), BlockProduct(product), placed_of(v), placed_of(weight), placed_of(out), scale,
+         pointer<const int32_t>(order), strides_of(order_strides), pointer<const Blocks>(blocks)},
+        tail...);
+  });
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = HYPERSIMPLEX_VERSION;
@@ -183,10 +256,14 @@ PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
   define_threshold<Cpu, int>(on_cpu);
   define_jvp<Cpu, int>(on_cpu);
   define_loss<Cpu, int>(on_cpu);
+  define_sort<Cpu, int>(on_cpu);
+  define_isotonic<Cpu, int>(on_cpu);
 #ifdef HYPERSIMPLEX_WITH_CUDA
   py::module_ on_cuda = m.def_submodule("cuda");
   define_threshold<Cuda, Address, py::function>(on_cuda);
   define_jvp<Cuda, Address, py::function>(on_cuda);
   define_loss<Cuda, Address, py::function>(on_cuda);
+  define_sort<Cuda, Address, py::function>(on_cuda);
+  define_isotonic<Cuda, Address, py::function>(on_cuda);
 #endif
 }

@@ -119,11 +119,96 @@ struct LossBackward {
   Strides grad_strides;
 };
 
+// ---- order and isotonic regression: the paper's route (Eq. 4.4), and what a general w needs ----
+
+// Stable sort of each vector, as torch.sort orders: nan above every number, -0 equal to 0.
+struct SortArgs {
+  DType dtype;
+  Shape shape;
+  const void* x;
+  Strides x_strides;
+  bool descending;
+  void* values;  // or null
+  Strides values_strides;
+  void* order;  // place in x of each sorted element; or null
+  Strides order_strides;
+  bool wide_order;  // int64 rather than int32, which n < 2^31 must fit
+};
+
+// A number per element j: scale * data[j]. Without data: scale * (n - j), the ramp n, ..., 1 of the ranks.
+struct IsotonicTerm {
+  const void* data;  // dtype of the call
+  Strides strides;
+  double scale;
+  bool logarithm;  // of what the above gives
+};
+
+// The blocks of a vector: bit j % 32 of word [vector, j / 32] is set where a block starts, the bits behind the last
+// element are not. Bit 0 is not set in a vector that holds a nan or an infinity: its results are nan.
+using Blocks = uint32_t;  // [vectors, ceil(n / 32)]
+
+enum class Divergence : int { kL2 = 0, kKL = 1 };
+// What is stored, with v the regression: v; a - v; or exp(a - v).
+enum class IsotonicResult : int { kRegression = 0, kPrimal = 1, kExpPrimal = 2 };
+
+// Isotonic regression by pooling adjacent violators: v is constant on each block B of adjacent elements, with
+//     L2:  v_B = sum_B w (a - b) / sum_B w              argmin sum_j w_j (a_j - b_j - v_j)^2
+//     KL:  v_B = log sum_B exp(a) - log sum_B exp(b)    argmin sum_j exp(a_j - v_j) + exp(b_j) v_j
+// over v_1 >= ... >= v_n, or <= where `increasing` (L2). Blondel et al., "Fast Differentiable Sorting and Ranking",
+// arXiv 2002.08871. For KL, a and b must not increase.
+struct IsotonicArgs {
+  DType dtype;
+  Shape shape;
+  Divergence divergence;
+  bool increasing;
+  IsotonicTerm a, b;
+  const void* weight;  // w > 0, dtype of the call, L2; or null: 1
+  Strides weight_strides;
+  IsotonicResult result;
+  double scale;  // of the result
+  void* out;
+  Strides out_strides;
+  const int32_t* order;  // element j of the result is stored at order[j]; or null: at j
+  Strides order_strides;
+  void* share;  // exp(b_j) / sum_B exp(b), dtype of the call, KL; or null
+  Strides share_strides;
+  Blocks* blocks;
+};
+
+// Products with the Jacobians of what IsotonicArgs computes; M_B v = sum_B w v / sum_B w.
+enum class BlockProduct : int {
+  kMean = 0,        // M_B v
+  kRatio = 1,       // sum_B v / sum_B w
+  kTransposed = 2,  // w sum_B v / sum_B w, the transpose of kMean
+  kResidual = 3,    // w (v - M_B v), its own transpose
+};
+// An element in sorted place j lies at j, or at order[j].
+struct Placed {
+  void* data;
+  Strides strides;
+  bool ordered;
+};
+struct BlockProductArgs {
+  DType dtype;
+  Shape shape;
+  BlockProduct product;
+  Placed v;
+  Placed weight;  // data null: 1
+  Placed out;
+  double scale;          // of the result
+  const int32_t* order;  // or null, and nothing is ordered
+  Strides order_strides;
+  const Blocks* blocks;
+};
+
 namespace cpu {
 void threshold(const ThresholdArgs& args, int threads);
 void jvp(const JvpArgs& args, int threads);
 void loss_forward(const LossArgs& args, void* loss /* one number, dtype of x */, int threads);
 void loss_backward(const LossArgs& args, const LossBackward& backward, int threads);
+void sort(const SortArgs& args, int threads);
+void isotonic(const IsotonicArgs& args, int threads);
+void block_product(const BlockProductArgs& args, int threads);
 const char* vector_extension();  // the clone of the hot loops chosen at run time
 }  // namespace cpu
 
@@ -138,6 +223,12 @@ void jvp(const JvpArgs& args, void* workspace, void* stream);
 size_t loss_forward_workspace(const LossArgs& args);
 void loss_forward(const LossArgs& args, void* loss /* one number, dtype of x */, void* workspace, void* stream);
 void loss_backward(const LossArgs& args, const LossBackward& backward, void* stream);
+size_t sort_workspace(const SortArgs& args);
+void sort(const SortArgs& args, void* workspace, void* stream);
+size_t isotonic_workspace(const IsotonicArgs& args);
+void isotonic(const IsotonicArgs& args, void* workspace, void* stream);
+size_t block_product_workspace(const BlockProductArgs& args);
+void block_product(const BlockProductArgs& args, void* workspace, void* stream);
 }  // namespace cuda
 #endif
 

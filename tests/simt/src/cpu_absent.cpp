@@ -14,6 +14,9 @@ void threshold(const ThresholdArgs&, int) { absent(); }
 void jvp(const JvpArgs&, int) { absent(); }
 void loss_forward(const LossArgs&, void*, int) { absent(); }
 void loss_backward(const LossArgs&, const LossBackward&, int) { absent(); }
+void sort(const SortArgs&, int) { absent(); }
+void isotonic(const IsotonicArgs&, int) { absent(); }
+void block_product(const BlockProductArgs&, int) { absent(); }
 const char* vector_extension() { return "none"; }
 
 }  // namespace cpu
