@@ -3,5 +3,19 @@
 from . import functional, nn, reference
 from ._build_info import build_info
 from .functional import binary_argmax, hypersimplex_loss, soft_binary_argmax
+from .isotonic import isotonic_regression, project_permutahedron, soft_rank, soft_sort, sort
 
-__all__ = ["binary_argmax", "build_info", "functional", "hypersimplex_loss", "nn", "reference", "soft_binary_argmax"]
+__all__ = [
+    "binary_argmax",
+    "build_info",
+    "functional",
+    "hypersimplex_loss",
+    "isotonic_regression",
+    "nn",
+    "project_permutahedron",
+    "reference",
+    "soft_binary_argmax",
+    "soft_rank",
+    "soft_sort",
+    "sort",
+]

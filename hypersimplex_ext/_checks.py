@@ -12,14 +12,14 @@ from torch import Tensor
 from . import _ops, reference
 
 
-def logits(input: Tensor) -> None:
+def logits(input: Tensor, name: str = "input") -> None:
     """Raise unless `input` is a real floating-point tensor with at least one dimension."""
     if not isinstance(input, Tensor):
-        raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+        raise TypeError(f"{name} must be a Tensor, got {type(input).__name__}")
     if input.dtype not in _ops.DTYPES:
-        raise TypeError(f"input must be float16, bfloat16, float32 or float64, got {input.dtype}")
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {input.dtype}")
     if input.ndim == 0:
-        raise ValueError("input must have at least one dimension, got none")
+        raise ValueError(f"{name} must have at least one dimension, got none")
 
 
 def dimension(dim: int, ndim: int) -> int:
@@ -51,11 +51,11 @@ def mass(k: object, n: int) -> float:
     return k
 
 
-def temperature(tau: object) -> float:
-    """A number tau in (0, inf)."""
-    tau = number("tau", tau, "a real number or a Tensor")
+def temperature(tau: object, name: str = "tau", kinds: str = "a real number or a Tensor") -> float:
+    """A number in (0, inf)."""
+    tau = number(name, tau, kinds)
     if not 0 < tau < math.inf:
-        raise ValueError(f"tau must lie in (0, inf), got {tau}")
+        raise ValueError(f"{name} must lie in (0, inf), got {tau}")
     return tau
 
 
@@ -94,6 +94,17 @@ def mask(value: Any, like: Tensor) -> Tensor:
     if not _broadcasts(value.shape, tuple(like.shape)):
         raise ValueError(f"mask must broadcast to input's shape {list(like.shape)}, got shape {list(value.shape)}")
     return on_device("mask", value, like).expand(like.shape)
+
+
+def broadcast(name: str, value: Any, like: Tensor) -> Tensor:
+    """Real numbers that broadcast to the shape of `like`, in its dtype, not yet broadcast."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    if not _broadcasts(value.shape, tuple(like.shape)):
+        raise ValueError(f"{name} must broadcast to input's shape {list(like.shape)}, got shape {list(value.shape)}")
+    return on_device(name, value, like).to(like.dtype)
 
 
 def _broadcasts(sizes: torch.Size, shape: tuple[int, ...]) -> bool:

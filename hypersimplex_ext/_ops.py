@@ -66,8 +66,8 @@ def threshold(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """The projection of Eq. 4.3, like `x`, and its state."""
-    _check_values("k", k_values, x.shape[dim])
-    _check_values("tau", tau_values)
+    check_values("k", k_values, x.shape[dim])
+    check_values("tau", tau_values)
     x, layout, y = _prepare(x, mask, dim)
     state = _per_vector(x, dim, 2)
     if x.numel() == 0:
@@ -172,8 +172,8 @@ def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
 def loss_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The loss, and what its backward needs: `LOSS_STATE_ROWS` rows [C], then the scale."""
     x, layout = _layout.samples(x)
-    _check_values("k", arguments[1], layout.shape[2] * layout.shape[3])
-    _check_values("tau", arguments[4])
+    check_values("k", arguments[1], layout.shape[2] * layout.shape[3])
+    check_values("tau", arguments[4])
     loss, state = _loss_forward_fake(x)
     if x.numel() == 0:
         state.zero_()[: layout.shape[1]] = math.inf
@@ -236,7 +236,7 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _check_values(name: str, values: Tensor | None, n: int | None = None) -> None:
+def check_values(name: str, values: Tensor | None, n: int | None = None) -> None:
     """Raise for numbers outside [0, n], or (0, inf), on the CPU; elsewhere that would wait for the device."""
     if values is None or values.device.type != "cpu":
         return
@@ -265,6 +265,10 @@ def _register_batching(operator: Callable[..., Any], name: str, state_at: int | 
         )
         return operator(*others, dim + 1), out_dims
 
+    _register_rule(name, rule)
+
+
+def _register_rule(name: str, rule: Callable[..., Any]) -> None:
     torch.library.register_vmap(f"hypersimplex_ext::{name}", rule, lib=_LIBRARY)
 
 

@@ -1,4 +1,4 @@
-"""The projection and the loss in plain PyTorch, written for reading.
+"""The projection, the loss, and isotonic regression with what rests on it, in plain PyTorch, written for reading.
 
 Every test compares with these functions, and tensors on a device without a kernel take this route. The equations are
 those of C. Gomez, P. Wang, L. Tang, "Differentiable Zero-One Loss via Hypersimplex Projections", PAKDD 2026
@@ -43,23 +43,9 @@ def project_sort_pav(x: Tensor, k: float | Tensor, tau: float | Tensor = 1.0, di
         ]  # y is shift invariant; near the threshold x - middle is exact
         s = (ordered - middle) / temperature
         w = (mass - torch.arange(n)).clamp(0, 1)
-        v = torch.tensor(_non_increasing((s - w).tolist()), dtype=torch.float64)
+        v = isotonic_regression(s - w, increasing=False)
         y[order] = w + ((s - w) - v)  # s - v; where nothing is pooled this is w, however large s is
     return out.movedim(-1, dim)
-
-
-def _non_increasing(values: list[float]) -> list[float]:
-    """Pool adjacent violators: the non-increasing sequence nearest to `values` in least squares."""
-    means: list[float] = []
-    sizes: list[int] = []
-    for value in values:
-        mean, size = value, 1
-        while means and means[-1] < mean:  # invariant: the means of finished blocks do not increase
-            before, count = means.pop(), sizes.pop()
-            mean, size = (before * count + mean * size) / (count + size), count + size
-        means.append(mean)
-        sizes.append(size)
-    return [mean for mean, size in zip(means, sizes, strict=True) for _ in range(size)]
 
 
 def project_bisection(x: Tensor, k: float | Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -206,6 +192,109 @@ def loss(
     z, level = x / tau, torch.where(state[0].isfinite(), state.sum(0) / tau, 0.0)
     terms = r * ((z - level) - (p + t) / 2) + level * r
     return w * s * terms, w * (s * r + level * centred(s.expand_as(x))) / tau
+
+
+# ---- isotonic regression, and the permutahedron of Blondel et al., arXiv 2002.08871 ----
+
+
+def isotonic_regression(y: Tensor, weight: Tensor | None = None, *, dim: int = -1, increasing: bool = True) -> Tensor:
+    """Minimise sum_i w_i (y_i - v_i)^2 over monotone v by pooling adjacent violators.
+
+    Returns:
+        v, float64, differentiable in `y` and `weight`. A nan or an infinity makes its vector nan.
+    """
+    y = _wide(y).movedim(dim, -1)
+    w = torch.ones_like(y) if weight is None else _wide(weight).movedim(dim, -1)
+    sign = -1 if increasing else 1
+    starts = pool_adjacent_violators(sign * w * y, w)
+    return (block_sum(w * y, starts) / block_sum(w, starts)).movedim(-1, dim)
+
+
+def soft_rank(x: Tensor, regularization: str = "l2", strength: float = 1.0, dim: int = -1) -> Tensor:
+    """Project -x / strength onto the permutahedron of the ranks w = (n, ..., 1): the largest entry has rank n.
+
+    With s the sorted -x / strength, y = s - v put back in the order of x, v the non-increasing regression of s - w in
+    least squares; for "kl", y = exp(s - v) with v = log sum_B exp(s) - log sum_B w on each block B.
+    """
+    s, order = (_wide(x).movedim(dim, -1) / -strength).sort(dim=-1, descending=True, stable=True)
+    w = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s)
+    v = _regression(s, w.log() if regularization == "kl" else w, regularization)
+    y = torch.exp(s - v) if regularization == "kl" else s - v
+    return torch.empty_like(y).scatter(-1, order, y).movedim(-1, dim)
+
+
+def soft_sort(x: Tensor, regularization: str = "l2", strength: float = 1.0, dim: int = -1) -> Tensor:
+    """Project (n, ..., 1) / strength onto the permutahedron of -x, and negate: soft values in ascending order."""
+    s = (-_wide(x).movedim(dim, -1)).sort(dim=-1, descending=True, stable=True).values
+    w = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s) / strength
+    return (_regression(w, s, regularization) - w).movedim(-1, dim)
+
+
+def project_permutahedron(z: Tensor, w: Tensor, dim: int = -1) -> Tensor:
+    """Project z onto the convex hull of the permutations of w, both [..., n, ...]: y = s - v put back in order."""
+    s, order = _wide(z).movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
+    y = s - _regression(s, _wide(w).movedim(dim, -1).sort(dim=-1, descending=True, stable=True).values, "l2")
+    return torch.empty_like(y).scatter(-1, order, y).movedim(-1, dim)
+
+
+def _regression(a: Tensor, b: Tensor, regularization: str) -> Tensor:
+    """Non-increasing v: mean_B(a - b) on each block, or log sum_B exp(a) - log sum_B exp(b)."""
+    if regularization == "kl":
+        starts = pool_adjacent_violators(a, b, logarithms=True)
+        return block_logsumexp(a, starts) - block_logsumexp(b, starts)
+    starts = pool_adjacent_violators(a - b, torch.ones_like(a))
+    return block_sum(a - b, starts) / block_sum(torch.ones_like(a), starts)
+
+
+def pool_adjacent_violators(amount: Tensor, weight: Tensor, logarithms: bool = False) -> Tensor:
+    """Pool neighbours until sum_B amount / sum_B weight does not increase from block to block along the last dimension.
+
+    With `logarithms`, both are given as logarithms. One vector at a time, in Python; strict violators are pooled.
+
+    Returns:
+        Whether a block starts at an element: bool, in the shape of `amount`. False throughout where an amount or a
+        weight is not finite.
+    """
+    starts = torch.zeros(amount.shape, dtype=torch.bool)
+    n = amount.shape[-1]
+    rows = zip(amount.detach().reshape(-1, n), weight.detach().reshape(-1, n), starts.view(-1, n), strict=True)
+    for amounts, weights, start in rows:
+        if amounts.isfinite().all() and weights.isfinite().all():
+            start[_pool(amounts.tolist(), weights.tolist(), logarithms)] = True
+    return starts.to(amount.device)
+
+
+def _pool(amounts: list[float], weights: list[float], logarithms: bool) -> list[int]:
+    """First elements of the blocks."""
+
+    def add(p: float, q: float) -> float:
+        return max(p, q) + math.log1p(math.exp(-abs(p - q))) if logarithms else p + q
+
+    def level(block: tuple[int, float, float]) -> float:
+        return block[1] - block[2] if logarithms else block[1] / block[2]
+
+    blocks: list[tuple[int, float, float]] = []
+    for i, (amount, weight) in enumerate(zip(amounts, weights, strict=True)):
+        block = (i, amount, weight)
+        while blocks and level(blocks[-1]) < level(block):  # invariant: the levels of finished blocks do not increase
+            before = blocks.pop()
+            block = (before[0], add(before[1], block[1]), add(before[2], block[2]))
+        blocks.append(block)
+    return [first for first, _, _ in blocks]
+
+
+def block_sum(v: Tensor, starts: Tensor) -> Tensor:
+    """Sum of an element's block, for every element; nan where no block starts at the first element."""
+    index = starts.cumsum(-1).clamp(min=1) - 1
+    sums = torch.zeros_like(v).scatter_add(-1, index, v).gather(-1, index)
+    return torch.where(starts[..., :1], sums, math.nan)
+
+
+def block_logsumexp(v: Tensor, starts: Tensor) -> Tensor:
+    """Compute log sum_B exp(v) of an element's block, for every element."""
+    index = starts.cumsum(-1).clamp(min=1) - 1
+    top = torch.full_like(v, -math.inf).scatter_reduce(-1, index, v.detach(), "amax").gather(-1, index)
+    return block_sum(torch.exp(v - top), starts).log() + top
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

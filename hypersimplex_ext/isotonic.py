@@ -1,0 +1,272 @@
+"""Sorting, isotonic regression, and the soft sorting and ranking that rest on them.
+
+M. Blondel, O. Teboul, Q. Berthet, J. Djolonga, "Fast Differentiable Sorting and Ranking", ICML 2020, arXiv 2002.08871.
+The projection onto the hypersimplex is the case w = (1, ..., 1, 0, ..., 0) of `project_permutahedron`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import _checks, _isotonic, _layout, _ops
+from .functional import _autocast
+
+__all__ = ["isotonic_regression", "project_permutahedron", "soft_rank", "soft_sort", "sort"]
+
+REGULARIZATIONS = {"l2": 0, "kl": 1}
+
+
+def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """Sort along a dimension, stably, with gradients for the values.
+
+    The order is that of `torch.sort`: nan is greater than every number, so nans come last in ascending and first in
+    descending order; -0 and 0 are equal; equal entries keep their order, also in descending order.
+
+    Args:
+        input: Entries of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
+        dim: The dimension to sort along.
+        descending: Largest first.
+
+    Returns:
+        (values, indices) in the shape of `input`; indices are int64.
+
+    Raises:
+        TypeError: `input` is not of a floating-point dtype above.
+        ValueError: `input` has no dimension.
+        IndexError: `dim` is out of range.
+
+    Equivalent to::
+
+        values, indices = torch.sort(input, dim=dim, descending=descending, stable=True)
+
+    Example:
+        >>> sort(torch.tensor([0.3, 0.1, 0.2]), descending=True)[1]
+        tensor([0, 2, 1])
+    """
+    _checks.logits(input)
+    return _isotonic.sort(input, descending, _checks.dimension(dim, input.ndim))
+
+
+def isotonic_regression(
+    input: Tensor,
+    weight: Tensor | None = None,
+    *,
+    dim: int = -1,
+    increasing: bool = True,
+    lower: float | None = None,
+    upper: float | None = None,
+) -> Tensor:
+    r"""Fit a monotone sequence to each vector along a dimension by pooling adjacent violators.
+
+    For each vector y with weights w,
+
+    .. math:: v = \arg\min_{l \le v_1 \le \dots \le v_n \le u} \textstyle\sum_i w_i (y_i - v_i)^2
+
+    v is constant on blocks of adjacent entries and there the weighted mean of y, clipped to [l, u]. Gradients flow to
+    `input` and `weight`; where v changes its blocks, neighbours of equal value count as separate.
+
+    Args:
+        input: y, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64. Sums
+            are in float64. Under autocast, halves are taken as float32.
+        weight: w, positive, a real tensor that broadcasts to the shape of `input`; None for equal weights.
+        dim: The dimension of the sequence.
+        increasing: Non-decreasing; else non-increasing.
+        lower: l, a number, or None for none.
+        upper: u, a number, or None for none.
+
+    Returns:
+        v with the shape and dtype of `input`. A nan or an infinity in `input` or `weight` makes its vector nan.
+
+    Raises:
+        TypeError: `input` is not of a floating-point dtype above, `weight` is no real tensor, a bound is no number.
+        ValueError: A shape does not broadcast, `lower` is greater than `upper`, or a weight is not positive. Weights
+            on another device than the CPU are not looked into: a vector with one that is not positive becomes nan.
+        IndexError: `dim` is out of range.
+
+    Equivalent to (one vector)::
+
+        scipy.optimize.isotonic_regression(input, weights=weight, increasing=increasing).x.clip(lower, upper)
+
+    Example:
+        >>> isotonic_regression(torch.tensor([1.0, 3.0, 2.0, 4.0]))
+        tensor([1.0000, 2.5000, 2.5000, 4.0000])
+    """
+    _checks.logits(input)
+    dim = _checks.dimension(dim, input.ndim)
+    input = _autocast(input)
+    if weight is not None:
+        weight = _checks.broadcast("weight", weight, input).expand(input.shape)
+        _ops.check_values("weight", weight)
+    lower = None if lower is None else _checks.number("lower", lower)
+    upper = None if upper is None else _checks.number("upper", upper)
+    if lower is not None and upper is not None and not lower <= upper:
+        raise ValueError(f"lower must not be greater than upper, got {lower} and {upper}")
+    v = _isotonic.regression(input, weight, increasing, dim)
+    return v if lower is None and upper is None else v.clamp(lower, upper)
+
+
+def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
+    r"""Project `input / tau` onto the permutahedron of w, the convex hull of all permutations of w, along a dimension.
+
+    .. math:: y = \arg\min \lVert y - x / \tau \rVert^2 \;\text{ over }\; \operatorname{conv}\{ w_\sigma \}
+
+    With s the entries of x / tau in descending order and w likewise, y is s - v put back in place, v the non-increasing
+    isotonic regression of s - w (Prop. 3 of the paper). As tau goes to 0, y goes to w in the order of x; as tau grows,
+    to the mean of w everywhere. Gradients flow to `input`, `w` and `tau`.
+
+    Args:
+        input: x, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64. Under
+            autocast, halves are taken as float32.
+        w: Real numbers [n], or a tensor that broadcasts to the shape of `input` with n entries along `dim`; in any
+            order.
+        tau: Temperature in the units of `input`: a number in (0, inf), or a tensor that broadcasts to the shape of
+            `input` without dimension `dim`.
+        dim: The dimension to project along.
+
+    Returns:
+        y with the shape and dtype of `input`; its sum is that of w. A nan or an infinity makes its vector nan.
+
+    Raises:
+        TypeError: `input` is not of a floating-point dtype above, `w` is no real tensor, `tau` is a bool or no number.
+        ValueError: `tau` is out of range, or a shape does not fit.
+        IndexError: `dim` is out of range.
+
+    Equivalent to (one vector)::
+
+        s, order = torch.sort(input / tau, descending=True)
+        v = isotonic_regression(s - w.sort(descending=True).values, increasing=False)
+        y = torch.empty_like(s).scatter(0, order, s - v)
+
+    Example:
+        >>> project_permutahedron(torch.tensor([0.1, 1.6, 1.0]), torch.tensor([1.0, 0.0, 0.0]))
+        tensor([0.0000, 0.8000, 0.2000])
+    """
+    _checks.logits(input)
+    dim = _checks.dimension(dim, input.ndim)
+    input = _autocast(input)
+    if isinstance(tau, Tensor):
+        shape = _layout.rest(input.shape, dim)
+        tau = _checks.per_vector("tau", tau, input, shape, f"the shape of input without dimension {dim}")
+        _ops.check_values("tau", tau)
+        input, tau = input / tau.unsqueeze(dim).to(input.dtype), 1.0
+    return _isotonic.soft_rank(input, _descending(w, input, dim), 1 / _checks.temperature(tau), False, dim)
+
+
+def _descending(w: Tensor, input: Tensor, dim: int) -> Tensor:
+    """`w` in descending order along `dim`, in the shape of `input`; sorted before it is expanded."""
+    if not isinstance(w, Tensor):
+        raise TypeError(f"w must be a Tensor, got {type(w).__name__}")
+    if w.ndim == 1:
+        w = w.reshape(-1, *(1,) * (input.ndim - 1 - dim))
+    if w.ndim < input.ndim - dim or w.shape[dim - input.ndim] != input.shape[dim]:
+        raise ValueError(f"w must have {input.shape[dim]} entries along dimension {dim}, got shape {list(w.shape)}")
+    w = _checks.broadcast("w", w, input)
+    return _isotonic.sort(w, True, dim - input.ndim + w.ndim)[0].expand(input.shape)
+
+
+def soft_rank(
+    values: Tensor,
+    regularization: str = "l2",
+    regularization_strength: float = 1.0,
+    dim: int = -1,
+    *,
+    descending: bool = False,
+) -> Tensor:
+    r"""Differentiable ranks along a dimension, from 1 for the smallest entry to n for the largest.
+
+    The vector -x / epsilon is projected onto the permutahedron of (n, ..., 1): with s its entries in descending order
+    and w = (n, ..., 1),
+
+    .. math:: \text{l2:}\; y = s - v, \quad v_B = \operatorname{mean}_B(s - w)
+              \qquad \text{kl:}\; y = e^{s - v}, \quad v_B = \log \textstyle\sum_B e^s - \log \sum_B w
+
+    put back in place, where v does not increase from one block B of the isotonic regression to the next (Eq. 6 of the
+    paper). As epsilon goes to 0, y goes to the ranks; as it grows, ranks draw together. Ties share their ranks.
+
+    Args:
+        values: x, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
+            Under autocast, halves are taken as float32.
+        regularization: "l2" (Euclidean, piecewise linear) or "kl" (entropic, smooth within a block).
+        regularization_strength: epsilon, a number in (0, inf), in the units of `values`.
+        dim: The dimension to rank along.
+        descending: Rank 1 for the largest entry instead.
+
+    Returns:
+        Ranks with the shape and dtype of `values`. A nan or an infinity makes its vector nan.
+
+    Raises:
+        TypeError: `values` is not of a floating-point dtype above, or the strength is no number.
+        ValueError: The strength or the regularization is not among those allowed.
+        IndexError: `dim` is out of range.
+
+    Equivalent to (l2)::
+
+        n = values.shape[dim]
+        project_permutahedron(-values, torch.arange(1.0, n + 1), regularization_strength, dim)
+
+    Example:
+        >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]))
+        tensor([3., 1., 2.])
+        >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=4.0)
+        tensor([2.5833, 1.5833, 1.8333])
+    """
+    values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
+    return _isotonic.soft_rank(values, None, (1 if descending else -1) / strength, kl, dim)
+
+
+def soft_sort(
+    values: Tensor,
+    regularization: str = "l2",
+    regularization_strength: float = 1.0,
+    dim: int = -1,
+    *,
+    descending: bool = False,
+) -> Tensor:
+    r"""Differentiable sort along a dimension, in ascending order.
+
+    The vector w = (n, ..., 1) / epsilon is projected onto the permutahedron of -x: with s the entries of -x in
+    descending order, the result is v - w, where
+
+    .. math:: \text{l2:}\; v_B = \operatorname{mean}_B(w - s)
+              \qquad \text{kl:}\; v_B = \log \textstyle\sum_B e^w - \log \sum_B e^s
+
+    and v does not increase from one block B of the isotonic regression to the next (Eq. 5 of the paper). As epsilon
+    goes to 0, the result goes to the sorted entries; as it grows, they draw together.
+
+    Args:
+        values: x, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
+            Under autocast, halves are taken as float32.
+        regularization: "l2" (Euclidean, piecewise linear) or "kl" (entropic, smooth within a block).
+        regularization_strength: epsilon, a number in (0, inf), in one over the units of `values`.
+        dim: The dimension to sort along.
+        descending: In descending order instead, from the permutahedron of x.
+
+    Returns:
+        Values with the shape and dtype of `values`. A nan or an infinity makes its vector nan.
+
+    Raises:
+        TypeError: `values` is not of a floating-point dtype above, or the strength is no number.
+        ValueError: The strength or the regularization is not among those allowed.
+        IndexError: `dim` is out of range.
+
+    Equivalent to (one vector, l2)::
+
+        w = torch.arange(n, 0.0, -1)
+        -project_permutahedron(w, -values, tau=regularization_strength)
+
+    Example:
+        >>> soft_sort(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=0.1)
+        tensor([1., 2., 5.])
+        >>> soft_sort(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=1.0)
+        tensor([1.6667, 2.6667, 3.6667])
+    """
+    values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
+    return _isotonic.soft_sort(values, 1 / strength, 1.0 if descending else -1.0, kl, dim)
+
+
+def _soft(values: Tensor, regularization: str, strength: float, dim: int) -> tuple[Tensor, float, bool, int]:
+    """What soft_rank and soft_sort check alike: values, strength, whether entropic, dimension."""
+    _checks.logits(values, "values")
+    kl = _checks.choice("regularization", regularization, REGULARIZATIONS) == 1
+    strength = _checks.temperature(strength, "regularization_strength", "a real number")
+    return _autocast(values), strength, kl, _checks.dimension(dim, values.ndim)
