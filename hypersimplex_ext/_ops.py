@@ -51,7 +51,7 @@ def _per_vector(x: Tensor, dim: int, rows: int) -> Tensor:
     return x.new_empty((rows, *_layout.rest(x.shape, dim)), dtype=reference.wide_dtype(x.device))
 
 
-def _threshold_fake(
+def threshold_fake(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     return _prepare(x, mask, dim)[2], _per_vector(x, dim, 2)
@@ -60,7 +60,7 @@ def _threshold_fake(
 @_operator(
     "threshold(Tensor x, Tensor? mask, Tensor? k_values, float k, Tensor? tau_values, float tau, int dim)"
     " -> (Tensor y, Tensor state)",
-    _threshold_fake,
+    threshold_fake,
 )
 def threshold(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int

@@ -7,13 +7,14 @@ is only handed on, from one operator to the next, is packed: each vector is one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _layout, reference
+from . import _layout, _ops, reference
 from ._backends import backend_of
 from ._layout import Four, Vectors
 from ._ops import DTYPES, _batched, _operator, _register_rule
@@ -261,6 +262,49 @@ def _block_product_in_torch(p: Product, out: Tensor) -> Tensor:
     return out.copy_(p.scale * result.movedim(-1, p.dim))
 
 
+# ---- the projection onto the hypersimplex by this route, Eq. 4.4 of the paper ----
+
+
+@_operator(
+    "threshold_pav(Tensor x, Tensor? mask, Tensor? k_values, float k, Tensor? tau_values, float tau, int dim)"
+    " -> (Tensor y, Tensor state)",
+    _ops.threshold_fake,
+)
+def threshold_pav(
+    x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    """`threshold` by sorting and isotonic regression, with the same state."""
+    _ops.check_values("k", k_values, x.shape[dim])
+    _ops.check_values("tau", tau_values)
+    y, state = _ops.threshold_fake(x, mask, k_values, k, tau_values, tau, dim)
+    n = x.shape[dim]
+    if x.numel() == 0:
+        state[0], state[1] = math.inf, 0.0
+        return y, state
+    if mask is not None:
+        x = x.masked_fill(~mask, -math.inf)
+    values, order = sort(x, True, False, dim)
+    z = values.to(state.dtype)
+    temperature = tau if tau_values is None else tau_values
+    mass, width = (reference.per_vector(v, z, dim) for v in (k if k_values is None else k_values, temperature))
+    rank = (mass.nan_to_num().ceil() - 1).clamp(0, n - 1).long()
+    pivot, following = z.gather(dim, rank), z.gather(dim, (rank + 1).clamp(max=n - 1))
+
+    # Active entries lie within tau of the K-th largest, K = ceil(k). Those beyond twice that cannot be, and may move.
+    compute = torch.promote_types(x.dtype, torch.float32)
+    s = ((z - pivot) / width).clamp(-2, 2).to(compute)
+    at = torch.arange(n, device=x.device).view(-1, *(1,) * (x.ndim - 1 - dim))
+    w = (mass - at).clamp(0, 1).to(compute)
+    found = isotonic(*Regression(dim, s, b=w, order=order, result=PRIMAL))[0]
+
+    height = found.gather(dim, order.gather(dim, rank).long()).to(state.dtype)  # y of the K-th largest
+    d = torch.where(height < 1, -width * height, -0.5 * (pivot - following + width))
+    p = (pivot + d).to(compute).to(state.dtype)  # the nearest number that entries can have
+    state.copy_(reference.with_special_rows(p, (pivot - p) + d, z, mass, width, dim))
+    regular = state[0].isfinite().unsqueeze(dim)
+    return y.copy_(torch.where(regular, found, reference.evaluate(x, state, temperature, dim).to(compute))), state
+
+
 # ---- batching rules: the new dimension goes in front ----
 
 
@@ -278,3 +322,4 @@ _register_batching(
     isotonic, "isotonic", 0, lambda *arguments: (0, 0 if Regression(*arguments).wants_share else None, 0)
 )
 _register_batching(block_product, "block_product", 5, lambda *_: 0)
+_ops._register_batching(threshold_pav, "threshold_pav", None, (0, 1))

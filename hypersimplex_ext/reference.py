@@ -71,9 +71,7 @@ def threshold(x: Tensor, k: float | Tensor, tau: float | Tensor = 1.0, dim: int 
     """
     z = _wide(x)
     n = z.shape[dim]
-    mass, width = _per_vector(k, z, dim), _per_vector(tau, z, dim)
-    infinite = (z == math.inf).sum(dim, keepdim=True)
-    present = (z != -math.inf).sum(dim, keepdim=True)
+    mass, width = per_vector(k, z, dim), per_vector(tau, z, dim)
 
     rank = (mass.nan_to_num().ceil() - 1).clamp(0, max(n - 1, 0)).long()
     ordered = z.sort(dim, descending=True).values
@@ -93,10 +91,19 @@ def threshold(x: Tensor, k: float | Tensor, tau: float | Tensor = 1.0, dim: int 
     exact = ((ones - mass) + torch.where(active, offset, 0.0).sum(dim, keepdim=True)) / among
     gap = (mass == rank + 1) & (pivot - following >= width)
     d = torch.where(gap, -0.5 * (pivot - following + width), width * exact)
+    return with_special_rows(pivot, d, z, mass, width, dim)
 
-    p, d = _special(pivot, d, mass <= infinite, math.inf, torch.nan_to_num(mass / infinite))
+
+def with_special_rows(p: Tensor, d: Tensor, z: Tensor, mass: Tensor, width: Tensor, dim: int) -> Tensor:
+    """Make the state of thresholds p + d: vectors of z that no threshold describes get a mark instead.
+
+    Numbers per vector have one entry along `dim`.
+    """
+    infinite = (z == math.inf).sum(dim, keepdim=True)
+    present = (z != -math.inf).sum(dim, keepdim=True)
+    p, d = _special(p, d, mass <= infinite, math.inf, torch.nan_to_num(mass / infinite))
     p, d = _special(p, d, (mass > infinite) & (mass >= present), -math.inf, 0.0)
-    invalid = ~((mass >= 0) & (mass <= n) & (width > 0) & (width < math.inf))
+    invalid = ~((mass >= 0) & (mass <= z.shape[dim]) & (width > 0) & (width < math.inf))
     p, d = _special(p, d, invalid | z.isnan().any(dim, keepdim=True), math.nan, math.nan)
     return torch.stack((p.squeeze(dim), d.squeeze(dim)))
 
@@ -110,7 +117,7 @@ def evaluate(x: Tensor, state: Tensor, tau: float | Tensor, dim: int = -1) -> Te
     """Evaluate y = clip((x - t) / tau, 0, 1) from the state of `threshold`, in the dtype of `x`."""
     z = _wide(x)
     p, d = state.unsqueeze(dim if dim < 0 else dim + 1)
-    y = (((z - p) - d) / _per_vector(tau, z, dim)).clamp(0, 1)
+    y = (((z - p) - d) / per_vector(tau, z, dim)).clamp(0, 1)
     y = torch.where(p == math.inf, torch.where(z == math.inf, d, 0.0), y)
     y = torch.where(p == -math.inf, (z > -math.inf).to(z.dtype), y)
     y = torch.where(z == -math.inf, 0.0, y)
@@ -122,7 +129,7 @@ def active(x: Tensor, state: Tensor, tau: float | Tensor, dim: int = -1) -> Tens
     z = _wide(x)
     p, d = state.unsqueeze(dim if dim < 0 else dim + 1)
     u = (z - p) - d
-    inside: Tensor = (u > 0) & (u < _per_vector(tau, z, dim)) & p.isfinite()
+    inside: Tensor = (u > 0) & (u < per_vector(tau, z, dim)) & p.isfinite()
     return inside
 
 
@@ -135,7 +142,7 @@ def jvp(x: Tensor, v: Tensor, state: Tensor, tau: float | Tensor = 1.0, dim: int
     """
     inside = active(x, state, tau, dim)
     v = torch.where(inside, v.to(state.dtype), 0.0)
-    width = _per_vector(tau, v, dim)
+    width = per_vector(tau, v, dim)
     mean = v.sum(dim, keepdim=True) / inside.sum(dim, keepdim=True).clamp(min=1)
     out = torch.where(inside, v - mean, 0.0) / width
     y = torch.where(inside, evaluate(x.to(state.dtype), state, tau, dim), 0.0)
@@ -306,8 +313,8 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x.device))
 
 
-def _per_vector(value: float | Tensor, like: Tensor, dim: int) -> Tensor:
-    """A number per vector, in the shape of `like` with one entry along `dim`."""
+def per_vector(value: float | Tensor, like: Tensor, dim: int) -> Tensor:
+    """Make a number per vector, in the shape of `like` with one entry along `dim`."""
     if isinstance(value, Tensor):
         return value.to(like.dtype).unsqueeze(dim)
     return torch.full_like(like.narrow(dim, 0, 1), value)
