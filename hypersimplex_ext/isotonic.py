@@ -40,6 +40,7 @@ def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> tuple[Ten
         values, indices = torch.sort(input, dim=dim, descending=descending, stable=True)
 
     Example:
+        >>> import torch
         >>> sort(torch.tensor([0.3, 0.1, 0.2]), descending=True)[1]
         tensor([0, 2, 1])
     """
@@ -88,6 +89,7 @@ def isotonic_regression(
         scipy.optimize.isotonic_regression(input, weights=weight, increasing=increasing).x.clip(lower, upper)
 
     Example:
+        >>> import torch
         >>> isotonic_regression(torch.tensor([1.0, 3.0, 2.0, 4.0]))
         tensor([1.0000, 2.5000, 2.5000, 4.0000])
     """
@@ -138,6 +140,7 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         y = torch.empty_like(s).scatter(0, order, s - v)
 
     Example:
+        >>> import torch
         >>> project_permutahedron(torch.tensor([0.1, 1.6, 1.0]), torch.tensor([1.0, 0.0, 0.0]))
         tensor([0.0000, 0.8000, 0.2000])
     """
@@ -174,7 +177,7 @@ def soft_rank(
 ) -> Tensor:
     r"""Differentiable ranks along a dimension, from 1 for the smallest entry to n for the largest.
 
-    The vector -x / epsilon is projected onto the permutahedron of (n, ..., 1): with s its entries in descending order
+    The vector x / epsilon is projected onto the permutahedron of (n, ..., 1): with s its entries in descending order
     and w = (n, ..., 1),
 
     .. math:: \text{l2:}\; y = s - v, \quad v_B = \operatorname{mean}_B(s - w)
@@ -189,7 +192,7 @@ def soft_rank(
         regularization: "l2" (Euclidean, piecewise linear) or "kl" (entropic, smooth within a block).
         regularization_strength: epsilon, a number in (0, inf), in the units of `values`.
         dim: The dimension to rank along.
-        descending: Rank 1 for the largest entry instead.
+        descending: Rank 1 for the largest entry instead: the ranks of -x.
 
     Returns:
         Ranks with the shape and dtype of `values`. A nan or an infinity makes its vector nan.
@@ -202,16 +205,17 @@ def soft_rank(
     Equivalent to (l2)::
 
         n = values.shape[dim]
-        project_permutahedron(-values, torch.arange(1.0, n + 1), regularization_strength, dim)
+        project_permutahedron(values, torch.arange(1.0, n + 1), regularization_strength, dim)
 
     Example:
+        >>> import torch
         >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]))
         tensor([3., 1., 2.])
         >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=4.0)
         tensor([2.5833, 1.5833, 1.8333])
     """
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
-    return _isotonic.soft_rank(values, None, (1 if descending else -1) / strength, kl, dim)
+    return _isotonic.soft_rank(values, None, (-1 if descending else 1) / strength, kl, dim)
 
 
 def soft_sort(
@@ -255,6 +259,7 @@ def soft_sort(
         -project_permutahedron(w, -values, tau=regularization_strength)
 
     Example:
+        >>> import torch
         >>> soft_sort(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=0.1)
         tensor([1., 2., 5.])
         >>> soft_sort(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=1.0)

@@ -218,12 +218,12 @@ def isotonic_regression(y: Tensor, weight: Tensor | None = None, *, dim: int = -
 
 
 def soft_rank(x: Tensor, regularization: str = "l2", strength: float = 1.0, dim: int = -1) -> Tensor:
-    """Project -x / strength onto the permutahedron of the ranks w = (n, ..., 1): the largest entry has rank n.
+    """Project x / strength onto the permutahedron of the ranks w = (n, ..., 1): the largest entry has rank n.
 
-    With s the sorted -x / strength, y = s - v put back in the order of x, v the non-increasing regression of s - w in
+    With s the sorted x / strength, y = s - v put back in the order of x, v the non-increasing regression of s - w in
     least squares; for "kl", y = exp(s - v) with v = log sum_B exp(s) - log sum_B w on each block B.
     """
-    s, order = (_wide(x).movedim(dim, -1) / -strength).sort(dim=-1, descending=True, stable=True)
+    s, order = (_wide(x).movedim(dim, -1) / strength).sort(dim=-1, descending=True, stable=True)
     w = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s)
     v = _regression(s, w.log() if regularization == "kl" else w, regularization)
     y = torch.exp(s - v) if regularization == "kl" else s - v
