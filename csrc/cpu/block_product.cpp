@@ -1,0 +1,172 @@
+// Products with the Jacobians of isotonic regression: sums over each block, then one sweep that writes. A long vector
+// is cut into chunks; what a chunk holds of a block that began before it is added to that block's sums in order.
+#include <limits>
+
+#include "isa_launchers.h"
+#include "segments.h"
+
+namespace hypersimplex {
+namespace cpu {
+namespace {
+
+template <class In>
+struct Operand {
+  const In* row;
+  const int32_t* order;  // null: not ordered
+
+  void fetch(int64_t begin, int64_t count, double* out) const {
+    if (row) return fetch_doubles(row, order, begin, count, out);
+    std::fill(out, out + count, 1.0);
+  }
+};
+
+template <class In>
+struct Vector {
+  int64_t n;
+  BlockProduct product;
+  double scale;
+  Operand<In> v, weight;
+  const int32_t* order;
+  In* out;
+  const Blocks* blocks;
+};
+
+// Of each block that starts in a chunk, from place 1 on; place 0 is for the block that reaches in from the left.
+struct Sums {
+  double *v, *weight;
+  int64_t started;
+};
+
+void unpack(const Blocks* blocks, int64_t begin, int64_t count, uint8_t* starts) {
+  for (int64_t word = 0; word < block_words(count); ++word)
+    for (int bit = 0; bit < kBlockBits; ++bit)
+      starts[word * kBlockBits + bit] = blocks[begin / kBlockBits + word] >> bit & 1;
+}
+
+template <class In>
+void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
+  const bool weigh = vector.product == BlockProduct::kMean || vector.product == BlockProduct::kResidual;
+  double sum_v = 0, sum_weight = 0;
+  int64_t block = 0;
+  sums.v[0] = sums.weight[0] = 0;
+  for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
+    uint8_t starts[kSegment];
+    double v[kSegment], weight[kSegment];
+    unpack(vector.blocks, begin, count, starts);
+    vector.v.fetch(begin, count, v);
+    vector.weight.fetch(begin, count, weight);
+    if (weigh)
+      for (int64_t j = 0; j < count; ++j) v[j] *= weight[j];
+    for (int64_t j = 0; j < count; ++j) {
+      sum_v = (starts[j] ? 0 : sum_v) + v[j];
+      sum_weight = (starts[j] ? 0 : sum_weight) + weight[j];
+      block += starts[j];
+      sums.v[block] = sum_v;
+      sums.weight[block] = sum_weight;
+    }
+  });
+  sums.started = block;
+}
+
+// Gives every block the sums of all its chunks.
+void connect(Sums* sums, int64_t chunks) {
+  int64_t owner = 0;
+  for (int64_t i = 1; i < chunks; ++i) {
+    sums[owner].v[sums[owner].started] += sums[i].v[0];
+    sums[owner].weight[sums[owner].started] += sums[i].weight[0];
+    if (sums[i].started) owner = i;
+  }
+  for (int64_t i = 1; i < chunks; ++i) {
+    sums[i].v[0] = sums[i - 1].v[sums[i - 1].started];
+    sums[i].weight[0] = sums[i - 1].weight[sums[i - 1].started];
+  }
+}
+
+template <class In>
+void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
+  for (int64_t block = 0; block <= sums.started; ++block) sums.v[block] /= sums.weight[block];
+  const double* mean = sums.v;
+  for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
+    uint8_t starts[kSegment];
+    double out[kSegment], other[kSegment];
+    unpack(vector.blocks, begin, count, starts);
+    for (int64_t j = 0; j < count; ++j) {
+      mean += starts[j];
+      out[j] = *mean;
+    }
+    if (vector.product == BlockProduct::kResidual) {
+      vector.v.fetch(begin, count, other);
+      for (int64_t j = 0; j < count; ++j) out[j] = other[j] - out[j];
+    }
+    if (vector.product == BlockProduct::kResidual || vector.product == BlockProduct::kTransposed) {
+      vector.weight.fetch(begin, count, other);
+      for (int64_t j = 0; j < count; ++j) out[j] *= other[j];
+    }
+    for (int64_t j = 0; j < count; ++j) out[j] *= vector.scale;
+    deliver_doubles(out, vector.order, begin, count, vector.out);
+  });
+}
+
+template <class In>
+void multiply(const Vector<In>& vector, Sums* sums, double* memory, int threads) {
+  if (!(vector.blocks[0] & 1)) {
+    for (int64_t j = 0; j < vector.n; ++j) store_double(std::numeric_limits<double>::quiet_NaN(), vector.out[j]);
+    return;
+  }
+  const int64_t chunks = chunks_of(vector.n);
+  parallel_for(chunks, threads, [&](int64_t i) {
+    sums[i].v = memory + i * 2 * (kChunk + 1);
+    sums[i].weight = sums[i].v + std::min(kChunk, vector.n - i * kChunk) + 1;
+    sum_chunk(vector, i, sums[i]);
+  });
+  connect(sums, chunks);
+  parallel_for(chunks, threads, [&](int64_t i) { write_chunk(vector, i, sums[i]); });
+}
+
+template <class In>
+void multiply_vectors(const BlockProductArgs& args, int threads) {
+  const Shape& shape = args.shape;
+  const Tensor<const In> v{static_cast<const In*>(args.v.data), args.v.strides};
+  const Tensor<const In> weight{static_cast<const In*>(args.weight.data), args.weight.strides};
+  const Tensor<In> out{static_cast<In*>(args.out.data), args.out.strides};
+  const Tensor<const int32_t> order{args.order, args.order_strides};
+
+  const bool adjacent = v.adjacent(shape) && weight.adjacent(shape) && out.adjacent(shape) && order.adjacent(shape);
+  const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
+  const int64_t n = bundles.n, chunks = chunks_of(n), numbers = 2 * (n + chunks);
+  const size_t bytes = v.bytes(bundles) + weight.bytes(bundles) + out.bytes(bundles) + order.bytes(bundles) +
+                       Arena::bytes<Sums>(chunks) + Arena::bytes<double>(numbers);
+  bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
+    const Rows<const In> vs(v, bundles, first, live, arena), weights(weight, bundles, first, live, arena);
+    const Rows<In> outs(out, bundles, first, live, arena);
+    const Rows<const int32_t> orders(order, bundles, first, live, arena);
+    Sums* sums = arena.take<Sums>(chunks);
+    double* memory = arena.take<double>(numbers);
+    vs.load();
+    weights.load();
+    orders.load();
+    for (int64_t i = 0; i < live; ++i) {
+      const int32_t* order_row = orders[i];
+      auto placed = [&](bool ordered) { return ordered ? order_row : nullptr; };
+      multiply(Vector<In>{n,
+                          args.product,
+                          args.scale,
+                          {vs[i], placed(args.v.ordered)},
+                          {weights[i], placed(args.weight.ordered)},
+                          placed(args.out.ordered),
+                          outs[i],
+                          args.blocks + (first + i) * block_words(n)},
+               sums, memory, bundles.within);
+    }
+    outs.store();
+  });
+}
+
+}  // namespace
+
+void block_product(const BlockProductArgs& args, int threads) {
+  HYPERSIMPLEX_DISPATCH(args.dtype, multiply_vectors, args, threads);
+}
+
+}  // namespace cpu
+}  // namespace hypersimplex

@@ -1,0 +1,63 @@
+// What isotonic.cpp and block_product.cpp share: a vector is walked in segments that are turned into doubles in small
+// buffers, long vectors in chunks that threads may part. Where they lie depends on the vector's length alone, so
+// results do not depend on the number of threads.
+#pragma once
+
+#include <cstring>
+
+#include "vectors.h"
+
+namespace hypersimplex {
+namespace cpu {
+
+using HYPERSIMPLEX_ISA::bits_of;
+using HYPERSIMPLEX_ISA::Compute;
+using HYPERSIMPLEX_ISA::float_of;
+using HYPERSIMPLEX_ISA::load;
+
+constexpr int64_t kSegment = 512;
+constexpr int64_t kChunk = 16384;  // a multiple of the segment
+constexpr int64_t kBlockBits = 32;
+
+inline int64_t block_words(int64_t n) { return (n + kBlockBits - 1) / kBlockBits; }
+inline int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+template <class Body>
+void for_each_segment(int64_t n, int64_t chunk, const Body& body) {
+  const int64_t end = std::min((chunk + 1) * kChunk, n);
+  for (int64_t begin = chunk * kChunk; begin < end; begin += kSegment) body(begin, std::min(kSegment, end - begin));
+}
+
+// Stores a double rounded once, to nearest even. For a half the float in between is rounded to odd, which tells the
+// second rounding on which side of a tie the number lies.
+inline void store_double(double v, double& out) { out = v; }
+inline void store_double(double v, float& out) { out = float(v); }
+template <class Half>
+void store_double(double v, Half& out) {
+  float nearest = float(v);
+  uint32_t bits = bits_of(nearest);
+  if (double(nearest) < v || double(nearest) > v) {
+    const bool short_of = std::abs(double(nearest)) < std::abs(v);
+    if (!(bits & 1)) bits += short_of ? 1 : ~uint32_t(0);
+  }
+  HYPERSIMPLEX_ISA::store(float_of(bits), out);
+}
+
+// Entries begin <= j < begin + count of a row, or those at order[j].
+template <class In>
+void fetch_doubles(const In* row, const int32_t* order, int64_t begin, int64_t count, double* out) {
+  if (order)
+    for (int64_t j = 0; j < count; ++j) out[j] = load(row[order[begin + j]]);
+  else
+    for (int64_t j = 0; j < count; ++j) out[j] = load(row[begin + j]);
+}
+template <class In>
+void deliver_doubles(const double* in, const int32_t* order, int64_t begin, int64_t count, In* row) {
+  if (order)
+    for (int64_t j = 0; j < count; ++j) store_double(in[j], row[order[begin + j]]);
+  else
+    for (int64_t j = 0; j < count; ++j) store_double(in[j], row[begin + j]);
+}
+
+}  // namespace cpu
+}  // namespace hypersimplex
