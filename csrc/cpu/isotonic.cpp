@@ -158,11 +158,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
     uint8_t starts[kSegment] = {};
     for (; next < end && next->start < begin + count; ++next) starts[next->start - begin] = 1;
-    for (int64_t word = 0; word < block_words(count); ++word) {
-      Blocks bits = 0;
-      for (int bit = 0; bit < kBlockBits; ++bit) bits |= Blocks(starts[word * kBlockBits + bit]) << bit;
-      vector.blocks[begin / kBlockBits + word] = bits;
-    }
+    pack_blocks(starts, count, vector.blocks + begin / kBlockBits);
     if (vector.share) {
       double b[kSegment];
       const Block* of = block;
