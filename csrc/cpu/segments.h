@@ -16,7 +16,7 @@ using HYPERSIMPLEX_ISA::float_of;
 using HYPERSIMPLEX_ISA::load;
 
 constexpr int64_t kSegment = 512;
-constexpr int64_t kChunk = 16384;  // a multiple of the segment
+constexpr int64_t kChunk = 4096;  // a multiple of the segment
 constexpr int64_t kBlockBits = 8 * sizeof(Blocks);
 
 inline int64_t block_words(int64_t n) { return (n + kBlockBits - 1) / kBlockBits; }
