@@ -283,7 +283,7 @@ void regress(const Vector<In>& vector, Chunk<Block>* chunks, Block* blocks, int 
     });
   parallel_for(count, threads, [&](int64_t i) {
     const Block* before = nullptr;
-    if (chunks[i].begin > i * kChunk) {
+    if (chunks[i].empty() || chunks[i].begin > i * kChunk) {
       int64_t owner = i - 1;
       while (chunks[owner].empty()) --owner;
       before = chunks[owner].blocks + chunks[owner].last;
