@@ -37,12 +37,6 @@ struct Sums {
   int64_t started;
 };
 
-void unpack(const Blocks* blocks, int64_t begin, int64_t count, uint8_t* starts) {
-  for (int64_t word = 0; word < block_words(count); ++word)
-    for (int bit = 0; bit < kBlockBits; ++bit)
-      starts[word * kBlockBits + bit] = blocks[begin / kBlockBits + word] >> bit & 1;
-}
-
 template <class In>
 void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
   const bool weigh = vector.product == BlockProduct::kMean || vector.product == BlockProduct::kResidual;
@@ -52,7 +46,7 @@ void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
     uint8_t starts[kSegment];
     double v[kSegment], weight[kSegment];
-    unpack(vector.blocks, begin, count, starts);
+    unpack_blocks(vector.blocks + begin / kBlockBits, count, starts);
     vector.v.fetch(begin, count, v);
     vector.weight.fetch(begin, count, weight);
     if (weigh)
@@ -89,7 +83,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
     uint8_t starts[kSegment];
     double out[kSegment], other[kSegment];
-    unpack(vector.blocks, begin, count, starts);
+    unpack_blocks(vector.blocks + begin / kBlockBits, count, starts);
     for (int64_t j = 0; j < count; ++j) {
       mean += starts[j];
       out[j] = *mean;

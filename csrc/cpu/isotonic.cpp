@@ -1,6 +1,6 @@
 // Isotonic regression. Pool adjacent violators runs over chunks of a vector; then neighbouring pieces are joined, pair
-// by pair, in a tree: each is monotone by itself, so only one block grows across the seam. The blocks stay where their
-// chunk left them until the results are written.
+// by pair, in a tree: each is monotone by itself, so only one block grows across the seam. Blocks of several elements
+// are kept where their chunk left them until the results are written; those of one element need no memory.
 #include <cmath>
 #include <limits>
 
@@ -14,32 +14,33 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// `value` is what must not increase from block to block.
+// A block of adjacent elements [start, end). `value` is what must not increase from block to block. Of an element, p
+// and q are the difference a - b and the weight.
 struct MeanBlock {
   double value, sum, weight;
-  int64_t start;
+  int64_t start, end;
 
-  static MeanBlock single(double a, double b, double weight, double sign, int64_t j) {
-    const double difference = sign * (a - b);
-    return {difference, weight * difference, weight, j};
-  }
+  static double value_of(double p, double) { return p; }
+  static MeanBlock single(double p, double q, int64_t j) { return {p, q * p, q, j, j + 1}; }
   static MeanBlock pooled(const MeanBlock& left, const MeanBlock& right) {
     const double sum = left.sum + right.sum, weight = left.weight + right.weight;
-    return {sum / weight, sum, weight, left.start};
+    return {sum / weight, sum, weight, left.start, right.end};
   }
   double share(double) const { return kNan; }
 };
 
-// The sums are relative to the first element, the largest of its block: sum_a = sum_B exp(a - a_first).
+// p and q are a and b. The sums are relative to the first element, the largest of its block:
+// sum_a = sum_B exp(a - a_first).
 struct LogBlock {
   double value, a, b, sum_a, sum_b;
-  int64_t start;
+  int64_t start, end;
 
-  static LogBlock single(double a, double b, double, double, int64_t j) { return {a - b, a, b, 1, 1, j}; }
+  static double value_of(double p, double q) { return p - q; }
+  static LogBlock single(double p, double q, int64_t j) { return {p - q, p, q, 1, 1, j, j + 1}; }
   static LogBlock pooled(const LogBlock& left, const LogBlock& right) {
     const double sum_a = left.sum_a + right.sum_a * std::exp(right.a - left.a);
     const double sum_b = left.sum_b + right.sum_b * std::exp(right.b - left.b);
-    return {(left.a - left.b) + std::log(sum_a / sum_b), left.a, left.b, sum_a, sum_b, left.start};
+    return {(left.a - left.b) + std::log(sum_a / sum_b), left.a, left.b, sum_a, sum_b, left.start, right.end};
   }
   double share(double b_j) const { return std::exp(b_j - b) / sum_b; }
 };
@@ -78,115 +79,181 @@ struct Vector {
   const int32_t* order;
   In *out, *share;
   Blocks* blocks;
+
+  // p and q of elements; false where one of them is a nan or an infinity.
+  bool evaluate(const MeanBlock*, int64_t begin, int64_t count, double* p, double* q) const {
+    evaluate_terms(begin, count, p, q);
+    for (int64_t j = 0; j < count; ++j) p[j] = sign * (p[j] - q[j]);
+    if (weight)
+      for (int64_t j = 0; j < count; ++j) q[j] = load(weight[begin + j]);
+    else
+      std::fill(q, q + count, 1.0);
+    return finite(p, q, count);
+  }
+  bool evaluate(const LogBlock*, int64_t begin, int64_t count, double* p, double* q) const {
+    evaluate_terms(begin, count, p, q);
+    return finite(p, q, count);
+  }
+
+ private:
+  void evaluate_terms(int64_t begin, int64_t count, double* p, double* q) const {
+    a.evaluate(begin, count, p);
+    b.evaluate(begin, count, q);
+  }
+  static bool finite(const double* p, const double* q, int64_t count) {
+    bool all = true;
+    for (int64_t j = 0; j < count; ++j) all &= (p[j] - p[j]) + (q[j] - q[j]) == 0;
+    return all;
+  }
 };
 
-// The live blocks of a chunk are blocks[first] ... blocks[last]; blocks[first - 1] is free.
+// What a chunk holds of the regression: the elements [begin, end), in blocks of one element except for
+// blocks[first] ... blocks[last]. Those before `begin` belong to a block of a chunk further left.
 template <class Block>
 struct Chunk {
   Block* blocks;
   int64_t first, last;
-  const Block* before;  // the block that reaches in from the left
-  bool regular;         // no nan and no infinity
+  int64_t begin, end;
+  bool regular;  // no nan and no infinity
 
-  bool empty() const { return first > last; }
+  bool empty() const { return begin >= end; }
+
+  template <class In>
+  Block front(const Vector<In>& vector) const {
+    return first <= last && blocks[first].start == begin ? blocks[first] : single(vector, begin);
+  }
+  template <class In>
+  Block back(const Vector<In>& vector) const {
+    return first <= last && blocks[last].end == end ? blocks[last] : single(vector, end - 1);
+  }
+  void drop_front(const Block& block) {
+    if (first <= last && blocks[first].start == begin) ++first;
+    begin = block.end;
+  }
+  void drop_back(const Block& block) {
+    if (first <= last && blocks[last].end == end) --last;
+    end = block.start;
+  }
+
+ private:
+  template <class In>
+  static Block single(const Vector<In>& vector, int64_t j) {
+    double p, q;
+    vector.evaluate(static_cast<Block*>(nullptr), j, 1, &p, &q);
+    return Block::single(p, q, j);
+  }
 };
+
+// A block takes one element that no other block of several has, so this many fit: one more than half a chunk, as
+// join() adds one.
+constexpr int64_t kBlocksPerChunk = kChunk / 2 + 1;
 
 template <class In, class Block>
 void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk) {
-  double irregular = 0;
-  Block* top = chunk.blocks;
-  top->value = kInfinity;
-  for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
-    double a[kSegment], b[kSegment], weight[kSegment];
-    vector.a.evaluate(begin, count, a);
-    vector.b.evaluate(begin, count, b);
-    if (vector.weight)
-      for (int64_t j = 0; j < count; ++j) weight[j] = load(vector.weight[begin + j]);
-    else
-      for (int64_t j = 0; j < count; ++j) weight[j] = 1;
-    for (int64_t j = 0; j < count; ++j) irregular += (a[j] - a[j]) + (b[j] - b[j]) + (weight[j] - weight[j]);
-    for (int64_t j = 0; j < count; ++j) {
-      // The stack up to `top` holds the regression of the elements before this one.
-      Block block = Block::single(a[j], b[j], weight[j], vector.sign, begin + j);
-      while (top->value < block.value) block = Block::pooled(*top--, block);
-      *++top = block;
+  const int64_t first = index * kChunk, count = std::min(kChunk, vector.n - first);
+  double p_memory[kChunk + 1], q_memory[kChunk + 1];
+  double *p = p_memory + 1, *q = q_memory + 1;
+  chunk.regular = vector.evaluate(chunk.blocks, first, count, p, q);
+  p[-1] = kInfinity;
+  q[-1] = 0;
+  Block* next = chunk.blocks;  // behind the blocks of several elements
+  Block block = Block::single(p[0], q[0], 0);
+  for (int64_t j = 1; j < count; ++j) {
+    // The blocks left of `block`, and it, hold the regression of the elements before this one.
+    const Block element = Block::single(p[j], q[j], j);
+    if (!(block.value < element.value)) {
+      if (block.end - block.start > 1) *next++ = block;
+      block = element;
+      continue;
     }
-  });
-  chunk.first = 1;
-  chunk.last = top - chunk.blocks;
-  chunk.regular = irregular == 0;
+    block = Block::pooled(block, element);
+    for (;;) {
+      const int64_t left = block.start - 1;
+      if (next > chunk.blocks && next[-1].end > left) {
+        if (!(next[-1].value < block.value)) break;
+        block = Block::pooled(*--next, block);
+      } else {
+        if (!(Block::value_of(p[left], q[left]) < block.value)) break;
+        block = Block::pooled(Block::single(p[left], q[left], left), block);
+      }
+    }
+  }
+  if (block.end - block.start > 1) *next++ = block;
+  for (Block* moved = chunk.blocks; moved < next; ++moved) moved->start += first, moved->end += first;
+  chunk.first = 0;
+  chunk.last = next - chunk.blocks - 1;
+  chunk.begin = first;
+  chunk.end = first + count;
 }
 
 // Joins the chunks [begin, middle) with [middle, end): the block at the seam takes in neighbours while they violate.
-template <class Block>
-void join(Chunk<Block>* chunks, int64_t begin, int64_t middle, int64_t end) {
-  int64_t left = middle - 1, right = middle;
-  auto last_of_left = [&]() -> Block* {
-    while (left > begin && chunks[left].empty()) --left;
-    return chunks[left].empty() ? nullptr : chunks[left].blocks + chunks[left].last;
+template <class In, class Block>
+void join(const Vector<In>& vector, Chunk<Block>* chunks, int64_t begin, int64_t middle, int64_t end) {
+  Chunk<Block>*left = chunks + middle - 1, *right = chunks + middle;
+  auto more_left = [&] {
+    while (left > chunks + begin && left->empty()) --left;
+    return !left->empty();
   };
-  auto first_of_right = [&]() -> const Block* {
-    while (right < end && chunks[right].empty()) ++right;
-    return right == end ? nullptr : chunks[right].blocks + chunks[right].first;
+  auto more_right = [&] {
+    while (right < chunks + end && right->empty()) ++right;
+    return right < chunks + end;
   };
-  Block* previous = last_of_left();  // the first block of either side is still in its first chunk
-  const Block* next = first_of_right();
-  if (!(previous->value < next->value)) return;
-  Block block = *next;
-  ++chunks[right].first;
-  next = first_of_right();
-  int64_t owner = left;
+  more_left();
+  Block block = right->front(vector), previous = left->back(vector);
+  if (!(previous.value < block.value)) return;
+  right->drop_front(block);
+  Chunk<Block>* owner;
   do {
     owner = left;
-    block = Block::pooled(*previous, block);
-    --chunks[left].last;
-    for (; next && block.value < next->value; next = first_of_right()) {
-      block = Block::pooled(block, *next);
-      ++chunks[right].first;
+    left->drop_back(previous);
+    block = Block::pooled(previous, block);
+    while (more_right()) {
+      const Block next = right->front(vector);
+      if (!(block.value < next.value)) break;
+      block = Block::pooled(block, next);
+      right->drop_front(next);
     }
-    previous = last_of_left();
-  } while (previous && previous->value < block.value);
-  chunks[owner].blocks[++chunks[owner].last] = block;
+    if (!more_left()) break;
+    previous = left->back(vector);
+  } while (previous.value < block.value);
+  owner->blocks[++owner->last] = block;
+  owner->end = block.end;
 }
 
 template <class In, class Block>
-void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& chunk) {
-  const Block* next = chunk.blocks + chunk.first;
-  const Block* end = chunk.blocks + chunk.last + 1;
-  Block* block = chunk.blocks + chunk.first - 1;
-  if (chunk.before) *block = *chunk.before;
+void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& chunk, const Block* before) {
+  int64_t next = chunk.first;
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
+    double a[kSegment], b[kSegment], v[kSegment], share[kSegment];
     uint8_t starts[kSegment] = {};
-    for (; next < end && next->start < begin + count; ++next) starts[next->start - begin] = 1;
-    for (int64_t word = 0; word < block_words(count); ++word) {
-      Blocks bits = 0;
-      for (int bit = 0; bit < kBlockBits; ++bit) bits |= Blocks(starts[word * kBlockBits + bit]) << bit;
-      vector.blocks[begin / kBlockBits + word] = bits;
-    }
-    if (vector.share) {
-      double b[kSegment];
-      const Block* of = block;
-      vector.b.evaluate(begin, count, b);
-      for (int64_t j = 0; j < count; ++j) {
-        of += starts[j];
-        b[j] = of->share(b[j]);
-      }
-      deliver_doubles(b, nullptr, begin, count, vector.share);
-    }
-    double out[kSegment];
+    vector.a.evaluate(begin, count, a);
+    vector.b.evaluate(begin, count, b);
     for (int64_t j = 0; j < count; ++j) {
-      block += starts[j];
-      out[j] = vector.sign * block->value;
+      v[j] = a[j] - b[j];
+      share[j] = 1;
+      starts[j] = 1;
     }
-    if (vector.result != IsotonicResult::kRegression) {
-      double a[kSegment];
-      vector.a.evaluate(begin, count, a);
-      for (int64_t j = 0; j < count; ++j) out[j] = a[j] - out[j];
+    auto write = [&](const Block& block) {
+      const int64_t first = std::max(block.start - begin, int64_t(0)), last = std::min(block.end - begin, count);
+      const double value = vector.sign * block.value;
+      for (int64_t j = first; j < last; ++j) v[j] = value, starts[j] = 0;
+      if (block.start >= begin) starts[first] = 1;
+      if (vector.share)
+        for (int64_t j = first; j < last; ++j) share[j] = block.share(b[j]);
+    };
+    if (before && before->end > begin) write(*before);
+    for (; next <= chunk.last && chunk.blocks[next].start < begin + count; ++next) {
+      write(chunk.blocks[next]);
+      if (chunk.blocks[next].end > begin + count) break;  // goes on in the next segment
     }
+    pack_blocks(starts, count, vector.blocks + begin / kBlockBits);
+    if (vector.result != IsotonicResult::kRegression)
+      for (int64_t j = 0; j < count; ++j) v[j] = a[j] - v[j];
     if (vector.result == IsotonicResult::kExpPrimal)
-      for (int64_t j = 0; j < count; ++j) out[j] = std::exp(out[j]);
-    for (int64_t j = 0; j < count; ++j) out[j] *= vector.scale;
-    deliver_doubles(out, vector.order, begin, count, vector.out);
+      for (int64_t j = 0; j < count; ++j) v[j] = std::exp(v[j]);
+    for (int64_t j = 0; j < count; ++j) v[j] *= vector.scale;
+    deliver_doubles(v, vector.order, begin, count, vector.out);
+    if (vector.share) deliver_doubles(share, nullptr, begin, count, vector.share);
   });
 }
 
@@ -203,7 +270,7 @@ template <class In, class Block>
 void regress(const Vector<In>& vector, Chunk<Block>* chunks, Block* blocks, int threads) {
   const int64_t count = chunks_of(vector.n);
   parallel_for(count, threads, [&](int64_t i) {
-    chunks[i].blocks = blocks + i * (kChunk + 1);
+    chunks[i].blocks = blocks + i * kBlocksPerChunk;
     pool_chunk(vector, i, chunks[i]);
   });
   bool regular = true;
@@ -212,14 +279,17 @@ void regress(const Vector<In>& vector, Chunk<Block>* chunks, Block* blocks, int 
   for (int64_t size = 1; size < count; size *= 2)
     parallel_for((count + size - 1) / (2 * size), threads, [&](int64_t i) {
       const int64_t begin = 2 * size * i;
-      join(chunks, begin, begin + size, std::min(begin + 2 * size, count));
+      join(vector, chunks, begin, begin + size, std::min(begin + 2 * size, count));
     });
-  const Block* before = nullptr;
-  for (int64_t i = 0; i < count; ++i) {
-    chunks[i].before = before;
-    if (!chunks[i].empty()) before = chunks[i].blocks + chunks[i].last;
-  }
-  parallel_for(count, threads, [&](int64_t i) { write_chunk(vector, i, chunks[i]); });
+  parallel_for(count, threads, [&](int64_t i) {
+    const Block* before = nullptr;
+    if (chunks[i].empty() || chunks[i].begin > i * kChunk) {
+      int64_t owner = i - 1;
+      while (chunks[owner].empty()) --owner;
+      before = chunks[owner].blocks + chunks[owner].last;
+    }
+    write_chunk(vector, i, chunks[i], before);
+  });
 }
 
 // The term in doubles, where it is the same for all vectors and its logarithms are worth keeping.
@@ -252,7 +322,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
   const bool adjacent = a.adjacent(shape) && b.adjacent(shape) && weight.adjacent(shape) && order.adjacent(shape) &&
                         out.adjacent(shape) && share.adjacent(shape);
   const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
-  const int64_t n = bundles.n, chunks = chunks_of(n), slots = n + chunks;
+  const int64_t n = bundles.n, chunks = chunks_of(n), slots = n / 2 + chunks;
   const size_t bytes = a.bytes(bundles) + b.bytes(bundles) + weight.bytes(bundles) + order.bytes(bundles) +
                        out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<Chunk<Block>>(chunks) +
                        Arena::bytes<Block>(slots);

@@ -16,10 +16,32 @@ using HYPERSIMPLEX_ISA::float_of;
 using HYPERSIMPLEX_ISA::load;
 
 constexpr int64_t kSegment = 512;
-constexpr int64_t kChunk = 16384;  // a multiple of the segment
-constexpr int64_t kBlockBits = 32;
+constexpr int64_t kChunk = 4096;  // a multiple of the segment
+constexpr int64_t kBlockBits = 8 * sizeof(Blocks);
 
 inline int64_t block_words(int64_t n) { return (n + kBlockBits - 1) / kBlockBits; }
+
+// A segment's bits as bytes, 0 or 1, and back, eight at a time by multiplication.
+inline void unpack_blocks(const Blocks* blocks, int64_t count, uint8_t* starts) {
+  for (int64_t word = 0; word < block_words(count); ++word)
+    for (int byte = 0; byte < 4; ++byte) {
+      const uint64_t copies = (blocks[word] >> 8 * byte & 0xff) * 0x0101010101010101u;
+      const uint64_t own = copies & 0x8040201008040201u;  // byte i keeps bit i
+      const uint64_t flags = (own + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
+      memcpy(starts + 32 * word + 8 * byte, &flags, 8);
+    }
+}
+inline void pack_blocks(const uint8_t* starts, int64_t count, Blocks* blocks) {
+  for (int64_t word = 0; word < block_words(count); ++word) {
+    Blocks bits = 0;
+    for (int byte = 0; byte < 4; ++byte) {
+      uint64_t flags;
+      memcpy(&flags, starts + 32 * word + 8 * byte, 8);
+      bits |= Blocks(flags * 0x0102040810204080u >> 56) << 8 * byte;  // bit 0 of byte i becomes bit 56 + i
+    }
+    blocks[word] = bits;
+  }
+}
 inline int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
 template <class Body>

@@ -81,7 +81,7 @@ void for_each_part(int64_t n, int parts, const Body& body) {
 // reached yet hold the least key, which outranks none.
 void sort_by_rank(const Word* words, Word* sorted, int n) {
   int32_t seen[kRanked], rank[kRanked];
-  for (int i = 0; i < kRanked; ++i) seen[i] = INT32_MIN, rank[i] = 0;
+  for (int i = 0; i < (n + 7) / 8 * 8; ++i) seen[i] = INT32_MIN, rank[i] = 0;
   for (int j = 0; j < n; ++j) {
     const int32_t key = int32_t(key_of(words[j]) ^ 0x80000000u);
     int32_t above = 0;
@@ -205,7 +205,9 @@ void sort_vector(const In* x, int64_t n, const Keys<In>& keys, Word* words, Word
       for (int64_t j = begin; j < end; ++j) out.order[j] = int32_t(place_of(sorted[j]));
     if (out.wide_order)
       for (int64_t j = begin; j < end; ++j) out.wide_order[j] = place_of(sorted[j]);
-    if (out.values)
+    if (out.values && n < kWideDigits)  // all of x is near
+      for (int64_t j = begin; j < end; ++j) out.values[j] = x[place_of(sorted[j])];
+    else if (out.values)
       for (int64_t j = begin; j < end; ++j) {
         In entry;
         const bool known = !halves && keys.invert(typename Format<In>::Bits(key_of(sorted[j])), entry);
