@@ -32,50 +32,52 @@ _TRANSPOSE = {ops.MEAN: ops.TRANSPOSED, ops.TRANSPOSED: ops.MEAN, ops.RATIO: ops
 
 def sort(x: Tensor, descending: bool, dim: int) -> tuple[Tensor, Tensor]:
     """Values, differentiable, and int64 places."""
-    result: tuple[Tensor, Tensor] = _apply(*_FORMS[_Sort], (x, descending, dim))
+    result: tuple[Tensor, Tensor] = _apply(*_SORT, (x, descending, dim))
     return result
 
 
 def regression(x: Tensor, weight: Tensor | None, increasing: bool, dim: int) -> Tensor:
     """Isotonic regression in least squares, differentiable in x and weight."""
-    v: Tensor = _apply(*_FORMS[_Regression], (x, weight, increasing, dim))[0]
+    v: Tensor = _apply(*_REGRESSION, (x, weight, increasing, dim))[0]
     return v
 
 
 def soft_rank(x: Tensor, w: Tensor | None, scale: float, kl: bool, dim: int) -> Tensor:
     """Project scale * x onto the permutahedron of w, which descends; or of the ranks n, ..., 1. KL for ranks only."""
-    y: Tensor = _apply(*_FORMS[_SoftRank], (x, w, scale, kl, dim))[0]
+    y: Tensor = _apply(*_SOFT_RANK, (x, w, scale, kl, dim))[0]
     return y
 
 
 def soft_sort(x: Tensor, scale: float, sign: float, kl: bool, dim: int) -> Tensor:
     """Project the ranks n, ..., 1, times scale, onto the permutahedron of sign * x, times sign."""
-    y: Tensor = _apply(*_FORMS[_SoftSort], (x, scale, sign, kl, dim))[0]
+    y: Tensor = _apply(*_SOFT_SORT, (x, scale, sign, kl, dim))[0]
     return y
 
 
-# ---- an operator is a class with evaluate, save, backward and jvp ----
+# ---- an operator is a class with evaluate, keep (which returns tensors to save), backward and tangent ----
 
 
-def _forms(operator: type[Function]) -> tuple[type[Function], type[Function]]:
+def _forms(operator: Any) -> tuple[type[Function], type[Function]]:
     """The plain function of an operator, and the one for function transforms."""
-    evaluate, save = operator.evaluate, operator.save  # type: ignore[attr-defined]
 
     def forward(ctx: Any, *arguments: Any) -> Any:
-        outputs = evaluate(*arguments)
-        save(ctx, arguments, outputs)
+        outputs = operator.evaluate(*arguments)
+        ctx.save_for_backward(*operator.keep(ctx, arguments, outputs))
         return outputs
 
-    transformable = {"generate_vmap_rule": True, "forward": staticmethod(evaluate), "setup_context": staticmethod(save)}
-    make: Any = type(operator)
-    name = operator.__name__
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        kept = operator.keep(ctx, inputs, output)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    transformable = {
+        "generate_vmap_rule": True,
+        "forward": staticmethod(operator.evaluate),
+        "setup_context": staticmethod(setup_context),
+        "jvp": staticmethod(operator.tangent),
+    }
+    make, name = type(operator), operator.__name__
     return make(name, (operator,), {"forward": staticmethod(forward)}), make(name, (operator,), transformable)
-
-
-def _keep(ctx: Any, *tensors: Tensor | None) -> None:
-    """Save for both modes."""
-    ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
 
 
 # ---- products with blocks ----
@@ -84,12 +86,12 @@ def _keep(ctx: Any, *tensors: Tensor | None) -> None:
 def product(p: ops.Product) -> Tensor:
     """`p`, differentiable in v and weight: one kernel, or several where derivatives in the weight may be asked for."""
     if torch.compiler.is_compiling() or not _derived(p.weight):
-        result: Tensor = _apply(*_FORMS[_Product], p)
+        result: Tensor = _apply(*_PRODUCT, p)
         return result
     v, weight = _in_order(p.v, p.v_ordered, p), _in_order(p.weight, p.weight_ordered, p)
 
     def ratio(u: Tensor) -> Tensor:
-        found: Tensor = _apply(*_FORMS[_Ratio], (u, weight, p.blocks, p.dim))
+        found: Tensor = _apply(*_RATIO, (u, weight, p.blocks, p.dim))
         return found
 
     level = ratio(weight * v if p.product in (ops.MEAN, ops.RESIDUAL) else v)
@@ -119,9 +121,9 @@ class _Product(Function):
         return ops.block_product(*arguments)
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], _: Tensor) -> None:
-        _keep(ctx, *arguments[1:4])
+    def keep(ctx: Any, arguments: tuple[Any, ...], _: Tensor) -> tuple[Tensor | None, ...]:
         ctx.options = arguments[4:]
+        return arguments[1:4]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -130,7 +132,7 @@ class _Product(Function):
         return grad_v, *(None,) * 9
 
     @staticmethod
-    def jvp(ctx: Any, v: Tensor, *_: Any) -> Any:
+    def tangent(ctx: Any, v: Tensor, *_: Any) -> Any:
         return product(ops.Product(v, *ctx.saved_tensors, *ctx.options))
 
 
@@ -142,9 +144,9 @@ class _Ratio(Function):
         return ops.block_product(*ops.Product(u, weight, None, blocks, ops.RATIO, dim))
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+    def keep(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
         _, weight, blocks, ctx.dim = arguments
-        _keep(ctx, weight, blocks, output)
+        return weight, blocks, output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -153,7 +155,7 @@ class _Ratio(Function):
         return grad_u, -r * grad_u if ctx.needs_input_grad[1] else None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, u: Tensor, w: Tensor | None, *_: Any) -> Any:
+    def tangent(ctx: Any, u: Tensor, w: Tensor | None, *_: Any) -> Any:
         weight, blocks, r = ctx.saved_tensors
         return product(ops.Product(u if w is None else u - r * w, weight, None, blocks, ops.RATIO, ctx.dim))
 
@@ -167,10 +169,10 @@ class _Sort(Function):
         return ops.sort(x, descending, True, dim)
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+    def keep(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
         ctx.dim = arguments[2]
         ctx.mark_non_differentiable(outputs[1])
-        _keep(ctx, outputs[1])
+        return (outputs[1],)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
@@ -178,7 +180,7 @@ class _Sort(Function):
         return torch.zeros_like(grad).scatter(ctx.dim, order, grad), None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor, *_: Any) -> Any:
+    def tangent(ctx: Any, x: Tensor, *_: Any) -> Any:
         return x.gather(ctx.dim, *ctx.saved_tensors), None
 
 
@@ -192,11 +194,11 @@ class _Regression(Function):
         return v, blocks
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+    def keep(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
         x, weight, _, ctx.dim = arguments
         v, blocks = outputs
         ctx.mark_non_differentiable(blocks)
-        _keep(ctx, blocks, *((x, weight, v) if weight is not None else (None, None, None)))
+        return blocks, *((x, weight, v) if weight is not None else (None, None, None))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
@@ -207,7 +209,7 @@ class _Regression(Function):
         return weight * ratio if ctx.needs_input_grad[0] else None, (x - v) * ratio, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor, weight_tangent: Tensor | None, *_: Any) -> Any:
+    def tangent(ctx: Any, x_tangent: Tensor, weight_tangent: Tensor | None, *_: Any) -> Any:
         blocks, x, weight, v = ctx.saved_tensors
         if weight_tangent is None:
             return product(ops.Product(x_tangent, weight, None, blocks, ops.MEAN, ctx.dim)), None
@@ -229,11 +231,11 @@ class _SoftRank(Function):
         return y, order, blocks
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    def keep(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor | None, ...]:
         _, _, ctx.scale, kl, ctx.dim = arguments
         y, order, blocks = outputs
         ctx.mark_non_differentiable(order, blocks)
-        _keep(ctx, y if kl else None, order, blocks)
+        return y if kl else None, order, blocks
 
     @staticmethod
     def residual(ctx: Any, v: Tensor) -> Tensor:
@@ -252,7 +254,7 @@ class _SoftRank(Function):
         return grad_x, grad_w, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor, w: Tensor | None, *_: Any) -> Any:
+    def tangent(ctx: Any, x: Tensor, w: Tensor | None, *_: Any) -> Any:
         out = _SoftRank.residual(ctx, x)
         if w is not None:
             _, order, blocks = ctx.saved_tensors
@@ -274,12 +276,14 @@ class _SoftSort(Function):
         return y, share, order, blocks
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    def keep(
+        ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor | None, ...]:
         _, _, ctx.sign, kl, ctx.dim = arguments
         _, share, order, blocks = outputs
         ctx.mark_non_differentiable(order, blocks, *(() if kl else (share,)))
         ctx.set_materialize_grads(False)
-        _keep(ctx, share if kl else None, order, blocks)
+        return share if kl else None, order, blocks
 
     # Twice sign, once inside and once outside, is 1 in y; it remains in the share.
     @staticmethod
@@ -288,17 +292,22 @@ class _SoftSort(Function):
         grad_x = None
         if grad is not None:
             grad_x = product(ops.Product(grad, share, order, blocks, ops.TRANSPOSED, ctx.dim, out_ordered=True))
-        if share_grad is not None:
+        if share is not None and share_grad is not None:
             p = ops.Product(share_grad, share, order, blocks, ops.RESIDUAL, ctx.dim, out_ordered=True, scale=ctx.sign)
             grad_x = product(p) if grad_x is None else grad_x + product(p)
         return grad_x, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor, *_: Any) -> Any:
+    def tangent(ctx: Any, x: Tensor, *_: Any) -> Any:
         share, order, blocks = ctx.saved_tensors
         p = ops.Product(x, share, order, blocks, ops.MEAN, ctx.dim, v_ordered=True)
         share_tangent = None if share is None else product(p._replace(product=ops.RESIDUAL, scale=ctx.sign))
         return product(p), share_tangent, None, None
 
 
-_FORMS = {operator: _forms(operator) for operator in (_Product, _Ratio, _Sort, _Regression, _SoftRank, _SoftSort)}
+_PRODUCT = _forms(_Product)
+_RATIO = _forms(_Ratio)
+_SORT = _forms(_Sort)
+_REGRESSION = _forms(_Regression)
+_SOFT_RANK = _forms(_SoftRank)
+_SOFT_SORT = _forms(_SoftSort)

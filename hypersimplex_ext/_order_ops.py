@@ -125,6 +125,7 @@ def _isotonic_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def isotonic(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The result of a `Regression`; if wanted, exp(b) / sum_B exp(b) of each element, packed; and the blocks."""
     r = Regression(*arguments)
+    _ops.check_values("weight", r.weight)
     out, share, blocks = outputs = _isotonic_fake(*arguments)
     if out.numel() == 0:
         return outputs

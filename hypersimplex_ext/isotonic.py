@@ -6,9 +6,12 @@ The projection onto the hypersimplex is the case w = (1, ..., 1, 0, ..., 0) of `
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
-from . import _checks, _isotonic, _layout, _ops
+from . import _checks, _isotonic, _layout
 from .functional import _autocast
 
 __all__ = ["isotonic_regression", "project_permutahedron", "soft_rank", "soft_sort", "sort"]
@@ -40,7 +43,6 @@ def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> tuple[Ten
         values, indices = torch.sort(input, dim=dim, descending=descending, stable=True)
 
     Example:
-        >>> import torch
         >>> sort(torch.tensor([0.3, 0.1, 0.2]), descending=True)[1]
         tensor([0, 2, 1])
     """
@@ -76,12 +78,12 @@ def isotonic_regression(
         upper: u, a number, or None for none.
 
     Returns:
-        v with the shape and dtype of `input`. A nan or an infinity in `input` or `weight` makes its vector nan.
+        v with the shape and dtype of `input`. A nan or an infinity in `input` makes its vector nan.
 
     Raises:
         TypeError: `input` is not of a floating-point dtype above, `weight` is no real tensor, a bound is no number.
-        ValueError: A shape does not broadcast, `lower` is greater than `upper`, or a weight is not positive. Weights
-            on another device than the CPU are not looked into: a vector with one that is not positive becomes nan.
+        ValueError: A shape does not broadcast, `lower` is greater than `upper`, or a weight is not in (0, inf). Weights
+            on another device than the CPU are not looked into: a vector with one out of range becomes nan.
         IndexError: `dim` is out of range.
 
     Equivalent to (one vector)::
@@ -89,7 +91,6 @@ def isotonic_regression(
         scipy.optimize.isotonic_regression(input, weights=weight, increasing=increasing).x.clip(lower, upper)
 
     Example:
-        >>> import torch
         >>> isotonic_regression(torch.tensor([1.0, 3.0, 2.0, 4.0]))
         tensor([1.0000, 2.5000, 2.5000, 4.0000])
     """
@@ -98,7 +99,6 @@ def isotonic_regression(
     input = _autocast(input)
     if weight is not None:
         weight = _checks.broadcast("weight", weight, input).expand(input.shape)
-        _ops.check_values("weight", weight)
     lower = None if lower is None else _checks.number("lower", lower)
     upper = None if upper is None else _checks.number("upper", upper)
     if lower is not None and upper is not None and not lower <= upper:
@@ -122,7 +122,7 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         w: Real numbers [n], or a tensor that broadcasts to the shape of `input` with n entries along `dim`; in any
             order.
         tau: Temperature in the units of `input`: a number in (0, inf), or a tensor that broadcasts to the shape of
-            `input` without dimension `dim`.
+            `input` without dimension `dim`, where a number out of range makes its vector nan.
         dim: The dimension to project along.
 
     Returns:
@@ -140,7 +140,6 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         y = torch.empty_like(s).scatter(0, order, s - v)
 
     Example:
-        >>> import torch
         >>> project_permutahedron(torch.tensor([0.1, 1.6, 1.0]), torch.tensor([1.0, 0.0, 0.0]))
         tensor([0.0000, 0.8000, 0.2000])
     """
@@ -150,7 +149,7 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
     if isinstance(tau, Tensor):
         shape = _layout.rest(input.shape, dim)
         tau = _checks.per_vector("tau", tau, input, shape, f"the shape of input without dimension {dim}")
-        _ops.check_values("tau", tau)
+        tau = torch.where((tau > 0) & (tau < math.inf), tau, math.nan)
         input, tau = input / tau.unsqueeze(dim).to(input.dtype), 1.0
     return _isotonic.soft_rank(input, _descending(w, input, dim), 1 / _checks.temperature(tau), False, dim)
 
@@ -208,7 +207,6 @@ def soft_rank(
         project_permutahedron(values, torch.arange(1.0, n + 1), regularization_strength, dim)
 
     Example:
-        >>> import torch
         >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]))
         tensor([3., 1., 2.])
         >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=4.0)
@@ -259,7 +257,6 @@ def soft_sort(
         -project_permutahedron(w, -values, tau=regularization_strength)
 
     Example:
-        >>> import torch
         >>> soft_sort(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=0.1)
         tensor([1., 2., 5.])
         >>> soft_sort(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=1.0)

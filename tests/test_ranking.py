@@ -1,0 +1,417 @@
+"""Sort, isotonic regression, permutahedron projection, soft rank and soft sort as users call them.
+
+The kernels alone are tested in test_sort.py and test_isotonic.py.
+"""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypersimplex_ext import (
+    isotonic_regression,
+    project_permutahedron,
+    reference,
+    soft_binary_argmax,
+    soft_rank,
+    soft_sort,
+    sort,
+)
+
+from .cases import INF, NAN, all_types, assert_close
+from .test_threshold import LAYOUTS
+from .tolerances import TOLERANCES
+
+EPSILON = 0.7
+
+
+def wave(x):
+    """Numbers in [-1, 1] that are the same whether x is kept in single or in double precision."""
+    return x.detach().nan_to_num(0, 0, 0).half().float().cos().half().to(x.dtype)
+
+
+# name -> (the operator, the reference), each a function of (values, dim).
+OPERATORS = {
+    "regression": (
+        lambda x, dim: isotonic_regression(x, dim=dim),
+        lambda x, dim: reference.isotonic_regression(x, dim=dim),
+    ),
+    "decreasing": (
+        lambda x, dim: isotonic_regression(x, dim=dim, increasing=False, lower=-0.5, upper=0.5),
+        lambda x, dim: reference.isotonic_regression(x, dim=dim, increasing=False).clamp(-0.5, 0.5),
+    ),
+    "weighted": (
+        lambda x, dim: isotonic_regression(x, 1.5 + wave(x), dim=dim),
+        lambda x, dim: reference.isotonic_regression(x, 1.5 + wave(x), dim=dim),
+    ),
+    "permutahedron": (
+        lambda x, dim: project_permutahedron(x, wave(x), EPSILON, dim),
+        lambda x, dim: reference.project_permutahedron(x / EPSILON, wave(x), dim),
+    ),
+    "rank l2": (
+        lambda x, dim: soft_rank(x, "l2", EPSILON, dim),
+        lambda x, dim: reference.soft_rank(x, "l2", EPSILON, dim),
+    ),
+    "rank kl": (
+        lambda x, dim: soft_rank(x, "kl", EPSILON, dim),
+        lambda x, dim: reference.soft_rank(x, "kl", EPSILON, dim),
+    ),
+    "rank down": (
+        lambda x, dim: soft_rank(x, "kl", EPSILON, dim, descending=True),
+        lambda x, dim: reference.soft_rank(-x, "kl", EPSILON, dim),
+    ),
+    "sort l2": (
+        lambda x, dim: soft_sort(x, "l2", EPSILON, dim),
+        lambda x, dim: reference.soft_sort(x, "l2", EPSILON, dim),
+    ),
+    "sort kl": (
+        lambda x, dim: soft_sort(x, "kl", EPSILON, dim),
+        lambda x, dim: reference.soft_sort(x, "kl", EPSILON, dim),
+    ),
+    "sort down": (
+        lambda x, dim: soft_sort(x, "kl", EPSILON, dim, descending=True),
+        lambda x, dim: -reference.soft_sort(-x, "kl", EPSILON, dim),
+    ),
+}
+operators = pytest.mark.parametrize("name", OPERATORS)
+
+
+def both(name, x, dim=-1):
+    """Value and gradient of an operator and of its reference, for the same upstream gradient."""
+    found = []
+    v = torch.randn(x.shape, device=x.device).to(x.dtype)
+    for function, leaf in zip(OPERATORS[name], (x, x.double().cpu()), strict=True):
+        leaf = leaf.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        y = function(leaf, dim)
+        found.append((y.detach(), *torch.autograd.grad(y, leaf, v.to(y))))
+    return found
+
+
+def assert_like_reference(name, x, dim=-1):
+    (y, grad), (expected, expected_grad) = both(name, x, dim)
+    assert (y.dtype, y.shape, grad.dtype) == (x.dtype, x.shape, x.dtype)
+    assert_close(y, expected, TOLERANCES[x.dtype].gradient)
+    assert_close(grad, expected_grad, TOLERANCES[x.dtype].gradient)
+
+
+# ---- values and gradients ----
+
+
+@all_types
+@operators
+@pytest.mark.parametrize("n", [1, 2, 31, 33, 130, 700])
+def test_lengths(device, name, n, dtype):
+    x = torch.randn(3, n, dtype=torch.float64).to(dtype).to(device)
+    if dtype.itemsize == 2:  # halves differ where rounding an intermediate result moves a block's edge: values alone
+        y, expected = (f(t, -1) for f, t in zip(OPERATORS[name], (x, x.double().cpu()), strict=True))
+        assert_close(y, expected, 4 * TOLERANCES[dtype].gradient)
+    else:
+        assert_like_reference(name, x)
+
+
+@operators
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_layouts(device, name, layout, dim):
+    x = LAYOUTS[layout](torch.randn(4, 7, 9, device=device).double())
+    assert_like_reference(name, x, dim)
+
+
+@operators
+def test_ties(device, name):
+    """Blocks of equal levels stay apart, so that ties have the derivative of untied entries beside them."""
+    x = torch.randn(6, 40, device=device).double().mul(2).round().div(2)
+    assert_like_reference(name, x)
+
+
+def test_ranks_of_ties_have_the_true_derivative(device):
+    """All pairs of equal entries are in one block: the derivative is that of finite differences."""
+    x = torch.tensor([0.3, 0.3, 0.3, 5.0, 5.0, -4.0], device=device).double().requires_grad_()
+    for function in (soft_rank, soft_sort):
+        assert torch.autograd.gradcheck(lambda x, f=function: f(x, "l2", 3.0), (x,))
+
+
+@operators
+def test_special_values(device, name):
+    x = torch.randn(5, 30, device=device)
+    for i, value in enumerate((NAN, INF, -INF)):
+        x[i + 1, 3 * i] = value
+    leaf = x.clone().requires_grad_()
+    y = OPERATORS[name][0](leaf, -1)
+    y.sum().backward()
+    assert y[1:4].isnan().all()
+    assert leaf.grad[1:4].isnan().all()
+    alone = x[[0, 4]].requires_grad_()
+    expected = OPERATORS[name][0](alone, -1)
+    expected.sum().backward()
+    assert torch.equal(y[[0, 4]], expected)
+    assert torch.equal(leaf.grad[[0, 4]], alone.grad)
+
+
+@operators
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
+def test_no_elements(device, name, shape):
+    x = torch.empty(shape, device=device, requires_grad=True)
+    y = OPERATORS[name][0](x, -1)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@all_types
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_sort(device, dtype, descending, dim):
+    x = torch.randn(5, 70, 6, device=device).mul(4).round().to(dtype)  # many ties
+    x[0, 0], x[1, 1], x[2, 2], x[3, 3] = NAN, INF, -INF, -0.0
+    values, indices = sort(x, dim, descending=descending)
+    expected = torch.sort(x, dim=dim, descending=descending, stable=True)
+    assert indices.dtype == torch.int64
+    assert torch.equal(indices, expected.indices)
+    assert torch.equal(values.nan_to_num(7e4), expected.values.nan_to_num(7e4))
+
+
+def test_gradient_of_sort(device):
+    x = torch.randn(3, 5, device=device).double().requires_grad_()
+    check = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(lambda x: sort(x, 0, descending=True)[0], (x,), **check)
+    assert torch.autograd.gradgradcheck(lambda x: sort(x, 0)[0], (x,))
+
+
+# ---- derivatives in both modes, to second order, batched ----
+
+OF_SEVERAL = {
+    **{
+        name: lambda x, w, tau, name=name: OPERATORS[name][0](x, 1)
+        for name in OPERATORS
+        if name not in ("weighted", "permutahedron")
+    },
+    "weights": lambda x, w, tau: isotonic_regression(x, w, dim=1),
+    "w and tau": lambda x, w, tau: project_permutahedron(x, w, tau, 1),
+}
+
+
+@pytest.mark.parametrize("name", OF_SEVERAL)
+def test_derivatives(name):
+    function = OF_SEVERAL[name]
+    inputs = [torch.randn(2, 7, 2), 0.1 + torch.rand(2, 7, 2), 0.5 + torch.rand(2, 2)]
+    inputs = [t.double().requires_grad_() for t in inputs[: 3 if name in ("weights", "w and tau") else 1]]
+    padded = lambda *inputs: function(*inputs, *(None,) * (3 - len(inputs)))  # noqa: E731
+    check = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    inputs = inputs[:2] if name == "weights" else inputs
+    assert torch.autograd.gradcheck(padded, inputs, **check)
+    assert torch.autograd.gradgradcheck(padded, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@operators
+def test_transforms(name):
+    """vmap over any dimension is the operator on a batch; per-sample gradients; Jacobians both ways."""
+    function = OPERATORS[name][0]
+    x = torch.randn(4, 9, 3).double()
+    assert_close(torch.func.vmap(lambda x: function(x, 0), in_dims=2, out_dims=2)(x), function(x, 0), 1e-13)
+    row = x[0, :, 0]
+    forward, reverse = (f(lambda x: function(x, -1))(row) for f in (torch.func.jacfwd, torch.func.jacrev))
+    assert_close(forward, reverse, 1e-12)
+    per_sample = torch.func.vmap(torch.func.grad(lambda x: (function(x, 0) ** 2).sum()))(x)
+    leaf = x.clone().requires_grad_()
+    (function(leaf, 1) ** 2).sum().backward()
+    assert_close(per_sample, leaf.grad, 1e-12)
+
+
+# ---- against other packages ----
+
+
+def test_against_scipy(device):
+    from scipy.optimize import isotonic_regression as scipy_regression
+
+    x, w = torch.randn(6, 300, device=device).double(), 0.1 + torch.rand(6, 300, device=device).double()
+    for increasing in (False, True):
+        for weight in (None, w):
+            y = isotonic_regression(x, weight, increasing=increasing).cpu()
+            for i, row in enumerate(x.cpu()):
+                weights = None if weight is None else weight[i].cpu().numpy()
+                expected = scipy_regression(row.numpy(), weights=weights, increasing=increasing).x.copy()
+                assert_close(y[i], torch.tensor(expected), 1e-13)
+
+
+def test_against_sklearn(device):
+    from sklearn.isotonic import isotonic_regression as sklearn_regression
+
+    x, w = torch.randn(300).double(), 0.1 + torch.rand(300).double()
+    expected = sklearn_regression(x.numpy(), sample_weight=w.numpy(), y_min=-0.4, y_max=0.6)
+    y = isotonic_regression(x.to(device), w.to(device), lower=-0.4, upper=0.6)
+    assert_close(y, torch.from_numpy(expected), 1e-12)
+
+
+@pytest.mark.parametrize("regularization", ["l2", "kl"])
+@pytest.mark.parametrize("strength", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("name", ["soft_rank", "soft_sort"])
+def test_against_torchsort(device, name, regularization, strength):
+    """The names and arguments of torchsort, and its numbers."""
+    torchsort = pytest.importorskip("torchsort")
+    function = {"soft_rank": soft_rank, "soft_sort": soft_sort}[name]
+    x, v = torch.randn(4, 50).double(), torch.randn(4, 50).double()
+    results = []
+    for f, t in ((function, x.to(device)), (getattr(torchsort, name), x)):
+        leaf = t.clone().requires_grad_()
+        y = f(leaf, regularization=regularization, regularization_strength=strength)
+        results.append((y.detach(), *torch.autograd.grad(y, leaf, v.to(y.device))))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected, 1e-12)
+
+
+# ---- properties ----
+
+ROWS = st.lists(st.integers(-20, 20), min_size=1, max_size=40).map(lambda row: torch.tensor(row).double() / 4)
+
+
+@given(row=ROWS, data=st.data())
+def test_properties_of_the_regression(row, data):
+    w = torch.tensor(data.draw(st.lists(st.integers(1, 9), min_size=len(row), max_size=len(row)))).double()
+    v = isotonic_regression(row, w)
+    assert (v.diff() >= 0).all()
+    torch.testing.assert_close(isotonic_regression(v, w), v)
+    for level in v.unique():
+        block = v == level
+        torch.testing.assert_close((w * row)[block].sum() / w[block].sum(), level)
+    torch.testing.assert_close(isotonic_regression(-row, w, increasing=False), -v)
+
+
+@given(row=ROWS, data=st.data())
+def test_properties_of_the_projection(row, data):
+    n = len(row)
+    w = torch.tensor(data.draw(st.lists(st.integers(-9, 9), min_size=n, max_size=n))).double()
+    order = torch.tensor(data.draw(st.permutations(range(n))))
+    y = project_permutahedron(row, w, 0.5)
+    torch.testing.assert_close(y.sum(), w.sum())
+    torch.testing.assert_close(project_permutahedron(row[order], w, 0.5), y[order])
+    torch.testing.assert_close(project_permutahedron(row, w[order], 0.5), y)
+    torch.testing.assert_close(project_permutahedron(y, w, 1.0), y)
+    # Inside the permutahedron: the largest j entries sum to no more than those of w.
+    largest = y.sort(descending=True).values.cumsum(0)
+    assert (largest <= w.sort(descending=True).values.cumsum(0) + 1e-9).all()
+
+
+@given(row=ROWS, data=st.data())
+def test_the_hypersimplex_is_a_permutahedron(row, data):
+    k = data.draw(st.integers(0, len(row)))
+    w = torch.cat([torch.ones(k), torch.zeros(len(row) - k)])
+    torch.testing.assert_close(
+        project_permutahedron(row, w, 0.7), soft_binary_argmax(row, k, 0.7), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_limits():
+    x = torch.randperm(50).double()
+    for regularization in ("l2", "kl"):
+        assert_close(soft_rank(x, regularization, 1e-3), x + 1, 1e-11)
+        assert_close(soft_rank(x, regularization, 1e-3, descending=True), 50 - x, 1e-11)
+        assert_close(soft_sort(x, regularization, 1e-3), x.sort().values, 1e-12)
+        assert_close(soft_sort(x, regularization, 1e-3, descending=True), x.sort(descending=True).values, 1e-12)
+    assert_close(soft_rank(x, "l2", 1e9), torch.full_like(x, 25.5), 1e-6)
+
+
+# ---- PyTorch around it ----
+
+
+@operators
+def test_operators_are_registered_rightly(name):
+    """Schema, shapes for tracing, and autograd registration of each operator that a training step calls."""
+    seen = {}
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "hypersimplex_ext":
+                seen[function] = args
+            return function(*args, **(kwargs or {}))
+
+    x = torch.randn(3, 40, 2).requires_grad_()
+    with Record():
+        OPERATORS[name][0](x, 1).sum().backward()
+    assert len(seen) >= 2
+    for function, arguments in seen.items():
+        arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+        torch.library.opcheck(function, arguments)
+
+
+@operators
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch about itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_training(name):
+    torch._dynamo.reset()
+    x = torch.randn(8, 40)
+    results = []
+    for function in (OPERATORS[name][0], torch.compile(OPERATORS[name][0], fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        y = function(2 * leaf, -1)
+        results.append((y.detach(), *torch.autograd.grad((y**2).sum(), leaf)))
+    for compiled, eager in zip(*results, strict=True):
+        assert_close(compiled, eager, 1e-6)
+
+
+def test_export():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return soft_rank(x) + isotonic_regression(x, dim=0) + soft_sort(x, "kl") + sort(x)[0]
+
+    x = torch.randn(7, 5)
+    exported = torch.export.export(Model(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    larger = torch.randn(11, 5)
+    assert_close(exported.module()(larger), Model()(larger), 1e-6)
+
+
+def test_shapes_alone():
+    x = torch.randn(3, 40, 5, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    for name, (function, _) in OPERATORS.items():
+        y = function(x, 1)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert (y.shape, y.dtype, grad.shape, grad.dtype) == (x.shape, x.dtype, x.shape, x.dtype), name
+
+
+def test_autocast():
+    x = torch.randn(4, 9, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for function, _ in OPERATORS.values():
+            assert function(x, -1).dtype == torch.float32
+
+
+@operators
+def test_without_kernels(without_kernels, name):
+    assert_like_reference(name, torch.randn(3, 40, 2).double(), 1)
+
+
+# ---- errors ----
+
+X = torch.randn(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: sort([1.0]), TypeError, "input must be a Tensor, got list"),
+        (lambda: sort(X.long()), TypeError, "input must be float16, bfloat16, float32 or float64, got torch.int64"),
+        (lambda: sort(X, 2), IndexError, "dim must lie in [-2, 1]"),
+        (lambda: isotonic_regression(torch.tensor(1.0)), ValueError, "input must have at least one dimension"),
+        (lambda: isotonic_regression(X, [1.0]), TypeError, "weight must be a Tensor, got list"),
+        (lambda: isotonic_regression(X, X > 0), TypeError, "weight must be real, got torch.bool"),
+        (lambda: isotonic_regression(X, torch.ones(3)), ValueError, "weight must broadcast to input's shape [3, 4]"),
+        (lambda: isotonic_regression(X, torch.zeros(4)), ValueError, "weight must lie in (0, inf), got 0"),
+        (lambda: isotonic_regression(X, lower="0"), TypeError, "lower must be a real number, got str"),
+        (lambda: isotonic_regression(X, lower=2, upper=1), ValueError, "lower must not be greater than upper"),
+        (lambda: isotonic_regression(X, lower=NAN, upper=1), ValueError, "lower must not be greater than upper"),
+        (lambda: project_permutahedron(X, [1.0]), TypeError, "w must be a Tensor, got list"),
+        (lambda: project_permutahedron(X, torch.ones(3)), ValueError, "w must have 4 entries along dimension 1"),
+        (lambda: project_permutahedron(X, torch.ones(2, 4)), ValueError, "w must broadcast to input's shape [3, 4]"),
+        (lambda: project_permutahedron(X, torch.ones(4), 0), ValueError, "tau must lie in (0, inf), got 0"),
+        (lambda: project_permutahedron(X, torch.ones(4), torch.ones(4)), ValueError, "tau must broadcast to [3]"),
+        (lambda: soft_rank(X.int()), TypeError, "values must be float16, bfloat16, float32 or float64"),
+        (lambda: soft_rank(X, "l1"), ValueError, "regularization must be one of 'l2', 'kl', got 'l1'"),
+        (lambda: soft_sort(X, "l2", -1.0), ValueError, "regularization_strength must lie in (0, inf), got -1.0"),
+        (lambda: soft_sort(X, "l2", True), TypeError, "regularization_strength must be a real number, got bool"),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
