@@ -22,7 +22,7 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
 
-from . import _ops, reference
+from . import _ops, _order_ops, reference
 
 
 def transforming() -> bool:
@@ -59,11 +59,22 @@ def _apply(plain: type[Function], transformable: type[Function], arguments: tupl
 
 
 def project(
-    x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
+    x: Tensor,
+    mask: Tensor | None,
+    k_values: Tensor | None,
+    k: float,
+    tau_values: Tensor | None,
+    tau: float,
+    dim: int,
+    pav: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The projection of `x` along `dim`, differentiable in x, k_values and tau_values, and its state."""
+    """The projection of `x` along `dim`, differentiable in x, k_values and tau_values, and its state.
+
+    Solved for the threshold or, with `pav`, by sorting and pooling adjacent violators; the state is the same, and so
+    are the derivatives that follow from it.
+    """
     result: tuple[Tensor, Tensor] = _apply(
-        _Project, _TransformableProject, (x, mask, k_values, k, tau_values, tau, dim)
+        _Project, _TransformableProject, (x, mask, k_values, k, tau_values, tau, dim, pav)
     )
     return result
 
@@ -79,17 +90,18 @@ def product(
 class _Project(Function):
     @staticmethod
     def evaluate(*arguments: Any) -> Any:
-        return _ops.threshold(*arguments)
+        solve = _order_ops.threshold_pav if arguments[-1] else _ops.threshold
+        return solve(*arguments[:-1])
 
     @staticmethod
     def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
-        x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim = arguments
+        x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim, _ = arguments
         ctx.mark_non_differentiable(outputs[1])
         ctx.save_for_backward(x, mask, k_values, tau_values, outputs[1])
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        outputs = _ops.threshold(*arguments)
+        outputs = _Project.evaluate(*arguments)
         _Project.save(ctx, arguments, outputs)
         return outputs
 
@@ -109,7 +121,7 @@ class _Project(Function):
             grad_x, (grad_k, grad_tau) = _ops.vjp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
         else:
             grad_x = _ops.jvp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
-        return grad_x, None, grad_k if needs_k else None, None, grad_tau if needs_tau else None, None, None
+        return grad_x, None, grad_k if needs_k else None, None, grad_tau if needs_tau else None, None, None, None
 
 
 class _TransformableProject(_Project):
@@ -117,7 +129,7 @@ class _TransformableProject(_Project):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _ops.threshold(*arguments)
+        return _Project.evaluate(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -126,7 +138,7 @@ class _TransformableProject(_Project):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        v, _, k_tangent, _, tau_tangent, _, _ = tangents
+        v, _, k_tangent, _, tau_tangent, *_ = tangents
         x, mask, k_values, tau_values, state = ctx.saved_tensors
         if tau_tangent is not None:
             y, _ = project(x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim)

@@ -18,6 +18,7 @@ from ._autograd import project
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
 KINDS = {"squared": _loss.SQUARED, "fenchel_young": _loss.FENCHEL_YOUNG}
+SOLVERS = {"threshold": 0, "pav": 1}
 REDUCTIONS = {"mean": _loss.MEAN, "sum": _loss.SUM, "none": _loss.NONE}
 
 
@@ -30,6 +31,7 @@ def soft_binary_argmax(
     *,
     mask: Tensor | None = None,
     return_threshold: Literal[False] = False,
+    solver: str = "threshold",
 ) -> Tensor: ...
 @overload
 def soft_binary_argmax(
@@ -40,6 +42,7 @@ def soft_binary_argmax(
     *,
     mask: Tensor | None = None,
     return_threshold: Literal[True],
+    solver: str = "threshold",
 ) -> tuple[Tensor, Tensor]: ...
 def soft_binary_argmax(
     input: Tensor,
@@ -49,6 +52,7 @@ def soft_binary_argmax(
     *,
     mask: Tensor | None = None,
     return_threshold: bool = False,
+    solver: str = "threshold",
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Differentiable top-k: project `input / tau` onto the (n, k)-hypersimplex along a dimension.
 
@@ -70,6 +74,8 @@ def soft_binary_argmax(
         dim: The dimension to project along.
         mask: Bool tensor that broadcasts to the shape of `input`; True entries take part, the others are as -inf.
         return_threshold: Also return t.
+        solver: "threshold", which searches for t without a sort, or "pav", which sorts and pools adjacent violators as
+            the paper does (Eq. 4.4): slower, the same result and gradients up to rounding.
 
     Returns:
         y with the shape and dtype of `input`. With `return_threshold`, (y, t): t has the shape of `input` without
@@ -83,8 +89,9 @@ def soft_binary_argmax(
     Raises:
         TypeError: `input` is not of a floating-point dtype above, `k` or `tau` is a bool or no number, `mask` is not
             bool.
-        ValueError: `k` or `tau` is out of range, or a shape does not broadcast. A tensor `k` or `tau` on another device
-            than the CPU is not looked into: vectors with a value out of range become nan.
+        ValueError: `k` or `tau` is out of range, a shape does not broadcast, or `solver` is none of the two. A tensor
+            `k` or `tau` on another device than the CPU is not looked into: vectors with a value out of range become
+            nan.
         IndexError: `dim` is out of range.
 
     Equivalent to (one vector, up to rounding)::
@@ -110,7 +117,8 @@ def soft_binary_argmax(
     tau_values, tau = _per_vector("tau", tau, input, dim)
     if mask is not None:
         mask = _checks.mask(mask, input)
-    y, state = project(input, mask, k_values, k, tau_values, tau, dim)
+    pav = bool(_checks.choice("solver", solver, SOLVERS))
+    y, state = project(input, mask, k_values, k, tau_values, tau, dim, pav)
     if not return_threshold:
         return y
     return y, (state[0] + state[1]).to(torch.promote_types(input.dtype, torch.float32))

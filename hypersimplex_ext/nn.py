@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer
 
 from . import _checks
-from .functional import KINDS, REDUCTIONS, loss_and_statistics, soft_binary_argmax
+from .functional import KINDS, REDUCTIONS, SOLVERS, loss_and_statistics, soft_binary_argmax
 
 __all__ = ["HyperSimplexLoss", "SoftBinaryArgmax"]
 
@@ -34,6 +34,7 @@ class SoftBinaryArgmax(torch.nn.Module):
         k: Mass, the sum along `dim`: a number in [0, n] or a tensor that broadcasts to the other dimensions.
         tau: Temperature: a number in (0, inf) or a tensor like `k`. An `nn.Parameter` is learned.
         dim: The dimension to project along.
+        solver: "threshold", or "pav" for the paper's sort and isotonic regression.
 
     Example:
         >>> layer = SoftBinaryArgmax(k=1)
@@ -44,19 +45,24 @@ class SoftBinaryArgmax(torch.nn.Module):
     k: float | Tensor
     tau: float | Tensor
 
-    def __init__(self, k: float | Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> None:
+    def __init__(
+        self, k: float | Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, solver: str = "threshold"
+    ) -> None:
         super().__init__()
         _attach(self, "k", k if isinstance(k, Tensor) else _checks.number("k", k, "a real number or a Tensor"))
         _attach(self, "tau", tau if isinstance(tau, Tensor) else _checks.temperature(tau))
         self.dim = dim
+        _checks.choice("solver", solver, SOLVERS)
+        self.solver = solver
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project `input`; entries where the bool `mask` is False take no part."""
-        return soft_binary_argmax(input, self.k, self.tau, self.dim, mask=mask)
+        return soft_binary_argmax(input, self.k, self.tau, self.dim, mask=mask, solver=self.solver)
 
     def extra_repr(self) -> str:
         """The settings."""
-        return f"k={_shown(self.k)}, tau={_shown(self.tau)}, dim={self.dim}"
+        solver = "" if self.solver == "threshold" else f", solver={self.solver!r}"
+        return f"k={_shown(self.k)}, tau={_shown(self.tau)}, dim={self.dim}{solver}"
 
 
 class HyperSimplexLoss(LazyModuleMixin, torch.nn.Module):
