@@ -14,6 +14,7 @@ namespace {
 using Word = uint64_t;
 
 constexpr int64_t kRanked = 64;        // up to here the n^2 / 2 comparisons cost less than counting digits
+constexpr int64_t kFewWords = 512;     // up to here two passes and insertion cost less than all digits
 constexpr int64_t kWideDigits = 8192;  // from here three passes with larger tables cost less than four
 constexpr int64_t kPlaces = int64_t(1) << 32;
 constexpr int kMaxParts = 64;  // of one vector over threads
@@ -96,12 +97,13 @@ void sort_by_rank(const Word* words, Word* sorted, int n) {
   for (int j = 0; j < n; ++j) sorted[rank[j]] = words[j];
 }
 
-// Sorts by the key's lowest kDigit * kPasses bits. Returns the array that holds the result, `words` or `spare`.
-// counts [parts, kPasses, 2^kDigit].
+// Sorts by kDigit * kPasses bits of key - base, from bit `shift` up. Returns the array that holds the result, `words`
+// or `spare`. counts [parts, kPasses, 2^kDigit].
 template <int kDigit, int kPasses>
-Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* counts) {
+Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* counts, uint32_t base = 0,
+                     int shift = 0) {
   constexpr uint32_t kRadix = 1u << kDigit;
-  auto digit = [](Word word, int pass) { return uint32_t(word >> (32 + pass * kDigit)) & (kRadix - 1); };
+  auto digit = [=](Word word, int pass) { return (key_of(word) - base) >> (shift + pass * kDigit) & (kRadix - 1); };
   auto table = [&](int64_t part, int pass) { return counts + (part * kPasses + pass) * kRadix; };
   for_each_part(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
     memset(table(part, 0), 0, sizeof(uint32_t) * kPasses * kRadix);
@@ -137,6 +139,29 @@ Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* c
 
 constexpr int64_t kCounts = 3 << 11;  // per part
 
+// Two passes over the upper bits of the keys' range leave few words out of order; insertion moves these. Where it would
+// move many, all digits are sorted by.
+Word* sort_by_upper_digits(Word* words, Word* spare, int64_t n, uint32_t* counts) {
+  uint32_t least = UINT32_MAX, largest = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    least = std::min(least, key_of(words[j]));
+    largest = std::max(largest, key_of(words[j]));
+  }
+  int shift = 0;
+  while (uint64_t(largest - least) >> shift >> 16) ++shift;
+  Word* sorted = sort_by_digits<8, 2>(words, spare, n, 1, counts, least, shift);
+  int64_t moves = 0;
+  for (int64_t j = 1; shift > 0 && j < n; ++j) {
+    const Word word = sorted[j];
+    int64_t place = j;
+    for (; place > 0 && key_of(sorted[place - 1]) > key_of(word); --place) sorted[place] = sorted[place - 1];
+    sorted[place] = word;
+    moves += j - place;
+    if (moves > 2 * n) return sort_by_digits<8, 4>(sorted, sorted == words ? spare : words, n, 1, counts);
+  }
+  return sorted;
+}
+
 // Stable, by the key's lowest `bits` bits; the others are 0. Returns the array that holds the result.
 Word* sort_words(Word* words, Word* spare, int64_t n, int bits, int parts, uint32_t* counts) {
   int64_t sorted = 1, reversed = 1;
@@ -152,6 +177,7 @@ Word* sort_words(Word* words, Word* spare, int64_t n, int bits, int parts, uint3
     return spare;
   }
   if (bits == 16) return sort_by_digits<8, 2>(words, spare, n, parts, counts);
+  if (n <= kFewWords) return sort_by_upper_digits(words, spare, n, counts);
   if (n < kWideDigits) return sort_by_digits<8, 4>(words, spare, n, parts, counts);
   return sort_by_digits<11, 3>(words, spare, n, parts, counts);
 }
