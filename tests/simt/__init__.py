@@ -89,6 +89,7 @@ class Device:
         library.simt_set_seed.argtypes = [ctypes.c_uint64]
         library.simt_get_seed.restype = ctypes.c_uint64
         library.simt_take_launches.restype = ctypes.c_char_p
+        library.simt_take_streams.restype = ctypes.c_char_p
         self._library = library
 
     @property
@@ -110,3 +111,7 @@ class Device:
     def take_launches(self) -> list[str]:
         """The names of the kernels launched since the last call."""
         return self._library.simt_take_launches().decode().splitlines()
+
+    def take_streams(self) -> list[int]:
+        """The streams that launches, memsets and copies were put on since the last call."""
+        return [int(line) for line in self._library.simt_take_streams().decode().splitlines()]
