@@ -221,9 +221,10 @@ def test_class_indices_out_of_range_in_every_regime(on_device, monkeypatch, regi
     for wrong in (-1, shape[1]):
         x, target = make(shape, "index", device)
         target[-1] = wrong
-        with pytest.raises(RuntimeError, match="class index out of range"):
-            hypersimplex_loss(x, target, k)
-        hypersimplex_loss(x, target, k, ignore_index=wrong)
+        for reduction, kind in itertools.product(("mean", "sum"), KINDS):
+            with pytest.raises(RuntimeError, match="class index out of range"):
+                hypersimplex_loss(x, target, k, kind=kind, reduction=reduction, label_smoothing=0.1)
+            hypersimplex_loss(x, target, k, kind=kind, reduction=reduction, ignore_index=wrong)
 
 
 def test_forced_regimes_launch_different_kernels(on_device, monkeypatch):

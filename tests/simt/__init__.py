@@ -62,10 +62,16 @@ def _library(name: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def library(name: str) -> Path:
+    """The file of a module or library, built first if need be."""
+    (path,) = build(sanitized(), name).glob(f"{name}.*")
+    return path
+
+
 def load(name: str) -> ModuleType:
     """Imports `_C_simt` or `_simt_faults`, built first if need be."""
     if name not in sys.modules:
-        (path,) = build(sanitized(), name).glob(f"{name}.*")
+        path = library(name)
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
