@@ -4,12 +4,15 @@
 # make bench   measure against plain PyTorch and its peers, in two minutes; BENCH=--full measures everything
 # make clean   remove what was built
 # The first use creates a virtual environment in .venv and builds the package into it.
+#
+# make gpu-check OUT=folder   check and measure everything on this machine's GPU, with PYTHON (python3) as it is: no
+#                             environment, no network; STEPS="build tests" does some of it: python -m bench.gpu_check -h
 PYTHON ?= python3
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NATIVE := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -27,6 +30,10 @@ lint: $(VENV)/.requirements
 bench: $(VENV)/.installed
 	-$(PIP) install --quiet -r bench/requirements-peers.txt
 	$(VENV)/bin/python -m bench $(BENCH)
+
+gpu-check:
+	$(if $(OUT),,$(error make gpu-check OUT=folder: no folder is given))
+	$(PYTHON) -m bench.gpu_check $(OUT) $(if $(STEPS),--steps $(STEPS))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info hypersimplex_ext/_C.*.so .coverage .mypy_cache .pytest_cache .ruff_cache

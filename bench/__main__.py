@@ -2,10 +2,11 @@
 
     python -m bench            quick: under two minutes
     python -m bench --full     every size, dtype, layout, distribution and temperature
+    python -m bench --gpu      the CUDA kernels, on a GPU
     python -m bench table      print the tables of the results
     python -m bench plot       draw the figures of the results
 
-Results are JSON lines, one case a line, in bench/results/quick or bench/results/full; the same command resumes an
+Results are JSON lines, one case a line, in bench/results/quick, full or gpu; the same command resumes an
 interrupted run. A case is measured again when the machine, a version or the build has changed. Peers are optional:
 pip install -r bench/requirements-peers.txt. For ratios worth quoting leave the machine to the benchmark.
 """
@@ -19,15 +20,18 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from bench import cases, figures, peers, tables
+from bench import cases, figures, gpu, gpu_tables, peers, tables
 from bench.cases import Case
 from bench.measure import Effort, key, measure
 from bench.results import Record, ResultsFile
+from hypersimplex_ext import build_info
 
 EFFORTS = {
     "smoke": (cases.SMOKE, Effort(rounds=3, seconds=0.0)),
     "quick": (cases.QUICK, Effort(rounds=15, seconds=0.1)),
     "full": (cases.FULL, Effort(rounds=41, seconds=1.0)),
+    "gpu": (cases.GPU, Effort(rounds=31, seconds=1.0)),
+    "gpu-smoke": (cases.GPU_SMOKE, Effort(rounds=3, seconds=0.0)),
 }
 
 
@@ -38,12 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [case for case in table if args.groups is None or case.group in args.groups]
     out: Path = args.out or Path(__file__).parent / "results" / args.mode
     path = out / "results.jsonl"
+    on_gpu = args.mode.startswith("gpu")
     if args.command == "run":
         if args.fresh:
             path.unlink(missing_ok=True)
-        for name, package in peers.absent().items():
+        for name, package in ({} if on_gpu else peers.absent()).items():
             print(f"{name}: absent, pip install {package}")
         try:
+            if on_gpu:
+                gpu.require()
+                if build_info().cuda is None:
+                    raise gpu.NoGpuError("hypersimplex_ext is built without CUDA")
             run(chosen, effort, ResultsFile(path))
         except KeyboardInterrupt:
             print(f"\ninterrupted; the finished cases are in {path} and the same command goes on from there")
@@ -57,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: no results in {path}; measure first", file=sys.stderr)
         return 2
     if args.command != "plot":
-        print(tables.tables(records))
+        print((gpu_tables if on_gpu else tables).tables(records))
     if args.command != "table":
         for figure in figures.draw(records, out):
             print(f"Figure: {figure}")
@@ -101,8 +110,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("command", nargs="?", choices=("run", "table", "plot"), default="run", help="default: run, then both others")
     add("--full", dest="mode", action="store_const", const="full", default="quick", help="every case; default: quick")
     add("--smoke", dest="mode", action="store_const", const="smoke", help="tiny cases: whether everything works")
+    add("--gpu", dest="mode", action="store_const", const="gpu", help="the CUDA kernels, on a GPU")
+    add("--gpu-smoke", dest="mode", action="store_const", const="gpu-smoke", help="tiny cases on a GPU")
     add("--groups", nargs="+", choices=peers.GROUPS, metavar="GROUP", help=f"some of {', '.join(peers.GROUPS)}")
-    add("--out", type=Path, metavar="DIR", help="results folder (default: bench/results/quick, or full)")
+    add("--out", type=Path, metavar="DIR", help="results folder (default: bench/results/quick, full or gpu)")
     add("--fresh", action="store_true", help="discard earlier results instead of resuming")
     return parser.parse_args(arguments)
 

@@ -54,6 +54,7 @@ class Case:
         dtype: a key of `DTYPES`.
         inputs: a key of `INPUTS`.
         threads: CPU threads of torch; 0 leaves torch's own choice, one per core unless told otherwise.
+        device: "cpu" or "cuda".
     """
 
     group: str
@@ -65,6 +66,7 @@ class Case:
     dtype: str = "float32"
     inputs: str = "normal"
     threads: int = 0
+    device: str = "cpu"
 
     @property
     def dim(self) -> int:
@@ -85,18 +87,19 @@ class Case:
     def label(self) -> str:
         """What readers see."""
         if self.operation == "loss":
-            return f"loss [{self.n}, {self.vectors}]"
-        parts = [f"{self.vectors} x {short(self.n)}, k = {short(self.k)}"]
+            parts = [f"loss [{self.n}, {self.vectors}]"]
+        else:
+            parts = [f"{self.vectors} x {short(self.n)}, k = {short(self.k)}"]
         parts += [self.dtype] if self.dtype != "float32" else []
-        parts += ["columns"] if self.layout == "columns" else []
+        parts += ["columns"] if self.layout == "columns" and self.operation != "loss" else []
         return ", ".join(parts)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the input, the gradient that arrives at a projection's output, and the classes of a loss's samples.
 
-        The same case draws the same numbers.
+        The same case draws the same numbers, on every device.
         """
-        torch.manual_seed(zlib.crc32(repr(self).encode()))
+        torch.manual_seed(zlib.crc32(repr(dataclasses.replace(self, device="cpu")).encode()))
         draw = INPUTS[self.inputs]
         if self.inputs in {"normal", "tau 1e-6", "tau 1e4"}:
             x = draw(self.vectors * self.n).view(self.vectors, self.n)
@@ -106,7 +109,8 @@ class Case:
         if self.layout == "columns":
             x = x.T.contiguous()
         classes = torch.randint(self.vectors, (self.n if self.operation == "loss" else 0,))
-        return x, torch.randn(x.shape).to(x.dtype), classes
+        v = torch.randn(x.shape).to(x.dtype)
+        return x.to(self.device), v.to(self.device), classes.to(self.device)
 
 
 def short(number: int) -> str:
@@ -138,6 +142,15 @@ def _variants(vectors: int, n: int) -> list[Case]:
     ]
 
 
+def _gpu(vectors: int, n: int, k: int) -> list[Case]:
+    return [Case("gpu-rows", vectors, n, k, dtype=dtype, device="cuda") for dtype in _GPU_DTYPES]
+
+
+def _gpu_loss(samples: int, classes: int) -> list[Case]:
+    return [Case("gpu-loss", classes, samples, 0, "loss", "columns", dtype, device="cuda") for dtype in _GPU_DTYPES]
+
+
+_GPU_DTYPES = ("float32", "bfloat16")
 _QUICK_INPUTS = ("normal", "two values", "Cauchy", "half at -inf", "tau 1e-6")
 _TINY = [Case("overhead", 1, 16, 5), Case("overhead", 10, 16, 5), Case("overhead", 10, 128, 5)]
 
@@ -188,3 +201,17 @@ FULL = [
     Case("memory", 4096, 4096, 5),
     Case("memory", 1, 1 << 24, 1 << 23),
 ]
+GPU = [
+    *_gpu(16_384, 1024, 5),
+    *_gpu(16_384, 1024, 512),
+    *_gpu(65_536, 128, 64),
+    *_gpu(4096, 8192, 4096),
+    *_gpu(64, 1 << 18, 1 << 17),
+    *_gpu(1, 100_000_000, 50_000_000),
+    *_gpu(10, 8192, 4096),
+    *_gpu_loss(8192, 10),
+    *_gpu_loss(65_536, 10),
+    *_gpu_loss(65_536, 1000),
+    *_gpu_loss(8192, 32_000),
+]
+GPU_SMOKE = [*_gpu(64, 100, 5), *_gpu_loss(200, 10)]

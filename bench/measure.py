@@ -3,7 +3,8 @@
 Agreement: what computes the same thing is compared with the float64 reference, result and gradient, and is not timed
 when it is wrong. Time: the contenders take turns in a new random order every round, so that a machine that is busy for
 a while is busy for all of them, and a ratio is the median of the ratios within the rounds. Memory: the peak of the
-process's resident set, which counts every allocator.
+process's resident set, which counts every allocator. On a GPU every case is timed twice, by what the device spends and
+by what the caller waits for: bench/clocks.py.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import functools
 import gc
 import hashlib
 import importlib.machinery
-import importlib.metadata
-import math
+import itertools
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ import torch
 from torch import Tensor
 
 import hypersimplex_ext
-from bench import peers
+from bench import gpu, peers
 from bench.cases import Case
+from bench.clocks import Clock, DeviceClock, HostClock
 from bench.results import Record, environment
 from hypersimplex_ext import reference
 
@@ -38,7 +38,6 @@ TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 1e-2}
 _KINK = 1e-5  # an entry this close to 0 or 1 may be active or not, depending on rounding
 _CHECKED = 1 << 20  # entries that are compared with the reference: as many vectors as fit, at least one
 _BLOCK = 1 << 22  # logits of a loss that the reference takes at a time
-_SAMPLE_SECONDS = 0.002  # a sample repeats the call for at least this long
 _WARM_SECONDS = 0.05  # calls shorter than this are made once, untimed, before each sample
 
 
@@ -57,7 +56,8 @@ def measure(case: Case, effort: Effort) -> Record:
         The case and the effort; the environment; `systems`, by name of the contender: `same`, `error` and
         `gradient_error` (largest, against float64; None where nothing can be compared), `memory` (peak of forward and
         backward in bytes beside the input; in the group "memory"), `forward` and `both` (seconds of a call: median,
-        p20, p80, number of samples, and `ratio` to this package); or only `failure`, for a peer that failed.
+        p20, p80, number of samples, and `ratio` to this package); or only `failure`, for a peer that failed. On a GPU
+        `forward_called` and `both_called` as well, what the caller waits for, and `gpu`: see `bench.gpu.describe`.
 
     Raises:
         RuntimeError: this package disagrees with the reference.
@@ -77,17 +77,18 @@ def measure(case: Case, effort: Effort) -> Record:
                     raise RuntimeError(f"{case.label}, {case.inputs}: {failure}") from failure
                 systems[name] = {"failure": f"{type(failure).__name__}: {failure}".partition("\n")[0]}
         if case.group != "memory":
-            for direction in ("forward", "both"):
-                times = _alternate({name: getattr(prepared, direction) for name, prepared in ready.items()}, effort)
-                for name, record in _summarise(times).items():
-                    systems[name][direction] = record
-        return {**_key(case, effort), **environment(torch.device("cpu")), "systems": systems}
+            for (suffix, clock), direction in itertools.product(_clocks(case.device).items(), ("forward", "both")):
+                functions = {name: getattr(prepared, direction) for name, prepared in ready.items()}
+                for name, record in _summarise(_alternate(functions, effort, clock)).items():
+                    systems[name][direction + suffix] = record
+        device = {"gpu": gpu.describe()} if case.device == "cuda" else {}
+        return {**_key(case, effort), **environment(torch.device(case.device)), **device, "systems": systems}
 
 
 def key(case: Case, effort: Effort) -> Record:
     """Return what makes a record of this case worth keeping: the same case, effort, machine, versions and build."""
     with _threads(case.threads or torch.get_num_threads()):
-        place = environment(torch.device("cpu"))
+        place = environment(torch.device(case.device))
     place.pop("date")
     return {**_key(case, effort), **place}
 
@@ -98,7 +99,16 @@ def _key(case: Case, effort: Effort) -> Record:
         "effort": dataclasses.asdict(effort),
         "versions": peers.versions(),
         "build": _build(),
+        **({"driver": gpu.driver()} if case.device == "cuda" else {}),
     }
+
+
+@functools.cache
+def _clocks(device: str) -> dict[str, Clock]:
+    """Return the clocks to measure by, and what they add to the name of a direction."""
+    if device == "cuda":
+        return {"": DeviceClock(torch.device(device)), "_called": HostClock(torch.cuda.synchronize)}
+    return {"": HostClock()}
 
 
 @functools.cache
@@ -108,7 +118,13 @@ def _build() -> Record:
     folder = Path(hypersimplex_ext.__file__).parent
     files = (folder / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
     digest = next((hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files if file.exists()), None)
-    return {"version": info.version, "vector_extension": info.vector_extension, "digest": digest}
+    return {
+        "version": info.version,
+        "vector_extension": info.vector_extension,
+        "cuda": info.cuda,
+        "cuda_architectures": list(info.cuda_architectures),
+        "digest": digest,
+    }
 
 
 @contextlib.contextmanager
@@ -145,12 +161,12 @@ def _inspect(case: Case, contender: peers.Contender, prepared: peers.Prepared, c
 def _projection_check(case: Case, x: Tensor, v: Tensor) -> Check:
     """Compare evenly spread vectors, and of these the gradients of those that have no entry near a kink."""
     count = min(case.vectors, max(_CHECKED // case.n, 1))
-    chosen = torch.linspace(0, case.vectors - 1, count, dtype=torch.float64).long()
+    chosen = torch.linspace(0, case.vectors - 1, count, dtype=torch.float64, device=x.device).long()
 
     def take(tensor: Tensor) -> Tensor:
         return tensor.index_select(1 - case.dim, chosen).double()
 
-    z, tau = take(x), torch.full((count,), case.tau, dtype=torch.float64)
+    z, tau = take(x), torch.full((count,), case.tau, dtype=torch.float64, device=x.device)
     state = reference.threshold(z, case.k, tau, case.dim)
     y = reference.evaluate(z, state, tau, case.dim)
     gradient = reference.jvp(z, take(v), state, tau, case.dim)[0]
@@ -164,9 +180,9 @@ def _projection_check(case: Case, x: Tensor, v: Tensor) -> Check:
 
 def _loss_check(case: Case, x: Tensor, classes: Tensor) -> Check:
     """Compare the loss, and the gradients of the classes that have no entry near a kink."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
     gradients, clears = [], []
-    for columns in torch.split(torch.arange(case.vectors), max(_BLOCK // case.n, 1)):
+    for columns in torch.split(torch.arange(case.vectors, device=x.device), max(_BLOCK // case.n, 1)):
         z, target = x[:, columns].double(), (classes[:, None] == columns).double()
         terms, gradient = reference.loss(z, target, target.sum(0), case.tau)
         state = reference.threshold(z, target.sum(0), case.tau, 0)
@@ -229,13 +245,16 @@ def peak_memory(function: Callable[[], object]) -> int | None:
 # ---- time ----
 
 
-def _alternate(functions: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, list[float]]:
+def _alternate(
+    functions: dict[str, Callable[[], Any]], effort: Effort, clock: Clock | None = None
+) -> dict[str, list[float]]:
     """Return the seconds of a call in every round; a contender that drops out lacks the last rounds."""
+    clock = clock or HostClock()
     calls, warm = {}, {}
     for name, function in functions.items():
         function()
-        duration = min(_time(function, 1) for _ in range(2))
-        calls[name] = max(1, math.ceil(_SAMPLE_SECONDS / max(duration, 1e-7)))
+        duration = min(clock.time(function, 1) for _ in range(2))
+        calls[name] = clock.calls(duration)
         warm[name] = duration < _WARM_SECONDS
     samples: dict[str, list[float]] = {name: [] for name in functions}
     spent = dict.fromkeys(functions, 0.0)
@@ -248,17 +267,10 @@ def _alternate(functions: dict[str, Callable[[], Any]], effort: Effort) -> dict[
                 continue
             if warm[name]:
                 functions[name]()
-            duration = _time(functions[name], calls[name])
+            duration = clock.time(functions[name], calls[name])
             spent[name] += duration
             samples[name].append(duration / calls[name])
     return samples
-
-
-def _time(function: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return time.perf_counter() - start
 
 
 def _summarise(samples: dict[str, list[float]]) -> dict[str, Record]:

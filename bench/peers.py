@@ -4,7 +4,7 @@ Each contender prepares a case: it takes the input and returns functions without
 whose package is not installed is absent, and one that does not apply to a case (a dtype or layout it lacks) sits it
 out. The published code of the paper cannot be redistributed and is not among them; "sort + PAV" is its algorithm (sort,
 pool adjacent violators, one row after the other) on top of numpy's sort and scipy's or scikit-learn's compiled
-isotonic regression.
+isotonic regression, and "sort + PAV, a thread per row" is its way to do that on a GPU.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench import thread_per_row
 from bench.cases import Case
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 OURS = "hypersimplex_ext"
 COPY = "x.clone()"
+THREAD_PER_ROW = "sort + PAV, a thread per row"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +144,14 @@ def _refine(z: Tensor, level: Tensor, k: float | Tensor, dim: int) -> Tensor:
     return (z - level).clamp(0, 1)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In a type that sums of many entries can be formed in."""
+    return x.float() if x.dtype.itemsize == 2 else x
+
+
 def _plain_loss(x: Tensor, classes: Tensor) -> Tensor:
-    target = functional.one_hot(classes, x.shape[1]).to(x.dtype)
-    return functional.mse_loss(_project_bisection(x, target.sum(0), 0), target)
+    target = functional.one_hot(classes, x.shape[1]).to(_wide(x).dtype)
+    return functional.mse_loss(_project_bisection(_wide(x), target.sum(0), 0), target).to(x.dtype)
 
 
 # ---- sort + PAV, one row after the other ----
@@ -191,6 +198,21 @@ def _sklearn_pav(case: Case, x: Tensor) -> Tensor:
     from sklearn.isotonic import isotonic_regression  # type: ignore[import-untyped]
 
     return _pav(x, case, lambda row: isotonic_regression(row, increasing=False))
+
+
+# ---- the same with a thread per row ----
+
+_LONGEST_SERIAL = 1 << 20  # entries of a row, a second or so
+
+
+def _thread_per_row(case: Case, x: Tensor) -> Tensor:
+    return thread_per_row.project(x, case.k, case.tau, case.dim, thread_per_row.on_gpu())
+
+
+def _thread_per_row_loss(x: Tensor, classes: Tensor) -> Tensor:
+    target = functional.one_hot(classes, x.shape[1]).to(_wide(x).dtype)
+    p = thread_per_row.project(_wide(x), target.sum(0), 1.0, 0, thread_per_row.on_gpu())
+    return functional.mse_loss(p, target).to(x.dtype)
 
 
 def _topk(case: Case, x: Tensor) -> Tensor:
@@ -252,9 +274,14 @@ def _jaxopt(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender(_torch(lambda case, x: soft_binary_argmax(x, case.k, case.tau, case.dim))),
     "torch, sort": Contender(_torch(lambda case, x: _project_sort(x / case.tau, case.k, case.dim))),
-    "torch, bisection": Contender(_torch(lambda case, x: _project_bisection(x / case.tau, case.k, case.dim))),
+    "torch, bisection": Contender(
+        _torch(lambda case, x: _project_bisection(_wide(x) / case.tau, case.k, case.dim).to(x.dtype))
+    ),
     "sort + PAV (scipy)": Contender(_torch(_scipy_pav), "scipy", "scipy", applies=_float32_rows),
     "sort + PAV (scikit-learn)": Contender(_torch(_sklearn_pav), "scikit-learn", "sklearn", applies=_float32_rows),
+    THREAD_PER_ROW: Contender(
+        _torch(_thread_per_row), applies=lambda case: case.device == "cuda" and case.n <= _LONGEST_SERIAL
+    ),
     "entmax.budget_bisect": Contender(
         _torch(_budget_bisect), "entmax", "entmax", applies=lambda case: case.layout == "rows"
     ),
@@ -273,17 +300,17 @@ LOSSES: dict[str, Contender] = {
     OURS: Contender(_torch_loss(hypersimplex_loss)),
     "torch, bisection": Contender(_torch_loss(_plain_loss)),
     "F.cross_entropy": Contender(_torch_loss(functional.cross_entropy), same=_never),
+    THREAD_PER_ROW: Contender(_torch_loss(_thread_per_row_loss), applies=lambda case: case.device == "cuda"),
     "F.mse_loss (one-hot)": Contender(
         _torch_loss(lambda x, c: functional.mse_loss(x, functional.one_hot(c, x.shape[1]).to(x.dtype))), same=_never
     ),
-    COPY: CONTENDERS[COPY],
+    **{name: CONTENDERS[name] for name in ("torch.softmax", "torch.sort", COPY)},
 }
-
 
 _ALWAYS = (OURS, "torch.softmax", COPY)
 GROUPS: dict[str, tuple[str, ...]] = {
     "peers": tuple(CONTENDERS),
-    "loss": tuple(LOSSES),
+    "loss": (OURS, "torch, bisection", "F.cross_entropy", "F.mse_loss (one-hot)", COPY),
     "length": (*_ALWAYS, "torch.sort", "torch, bisection", "jaxopt.projection_box_section"),
     "inputs": _ALWAYS,
     "mass": (*_ALWAYS, "torch.topk"),
@@ -293,6 +320,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "overhead": (*_ALWAYS, "torch.sort", "torch, bisection"),
     "long": _ALWAYS,
     "memory": tuple(CONTENDERS),
+    "gpu-rows": (*_ALWAYS, "torch.sort", "torch, bisection", THREAD_PER_ROW),
+    "gpu-loss": (*_ALWAYS, "F.cross_entropy", "torch.sort", "torch, bisection", THREAD_PER_ROW),
 }
 
 

@@ -20,7 +20,7 @@ jaxopt always uses every core."""
 def tables(records: Sequence[Record]) -> str:
     """Return every table that the records, one per case, have something for."""
     parts = [origin(records), _NOTES]
-    parts += [_comparison(record) for record in of_group(records, "peers", "loss")]
+    parts += [comparison(record) for record in of_group(records, "peers", "loss")]
     parts += [_lengths(of_group(records, "length")), _inputs(of_group(records, "inputs"))]
     parts += [_variants(of_group(records, "mass", "dtype", "layout", "threads", "long"))]
     parts += [_overhead(of_group(records, "overhead")), _memory(of_group(records, "memory"))]
@@ -55,11 +55,12 @@ def seconds(value: float) -> str:
     """Return a time with three significant digits in a unit that suits it."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if value >= size:
-            return f"{_three(value / size)} {unit}"
-    return f"{_three(value / 1e-6)} µs"
+            return f"{three(value / size)} {unit}"
+    return f"{three(value / 1e-6)} µs"
 
 
-def _three(value: float) -> str:
+def three(value: float) -> str:
+    """Return a number with three significant digits, or more before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -67,11 +68,11 @@ def _time(direction: Record | None) -> str:
     if direction is None:
         return "-"
     scale = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}[seconds(direction["median"]).split()[1]]
-    return f"{seconds(direction['median'])} [{_three(direction['p20'] / scale)}, {_three(direction['p80'] / scale)}]"
+    return f"{seconds(direction['median'])} [{three(direction['p20'] / scale)}, {three(direction['p80'] / scale)}]"
 
 
 def _ratio(direction: Record | None) -> str:
-    return "-" if direction is None else f"{_three(direction['ratio'])}"
+    return "-" if direction is None else f"{three(direction['ratio'])}"
 
 
 def _error(system: Record, name: str) -> str:
@@ -81,10 +82,11 @@ def _error(system: Record, name: str) -> str:
 def _inverse(record: Record, system: str, direction: str) -> str:
     """Return this package's time as a multiple of another's."""
     theirs = record["systems"].get(system, {}).get(direction)
-    return "-" if theirs is None else _three(1 / theirs["ratio"])
+    return "-" if theirs is None else three(1 / theirs["ratio"])
 
 
-def _comparison(record: Record) -> str:
+def comparison(record: Record) -> str:
+    """Return the table of one case's contenders."""
     case = Case(**record["case"])
     rows = []
     for name, system in record["systems"].items():
@@ -96,7 +98,7 @@ def _comparison(record: Record) -> str:
         errors = [_error(system, "error"), _error(system, "gradient_error")]
         rows.append([label, _time(forward), _ratio(forward), _time(both), _ratio(both), *errors])
     header = ["", "forward", "ratio", "forward + backward", "ratio", "error", "gradient error"]
-    return f"{case.label}\n\n{_markdown(header, rows)}"
+    return f"{case.label}\n\n{markdown(header, rows)}"
 
 
 def _lengths(records: Sequence[Record]) -> str:
@@ -110,7 +112,7 @@ def _lengths(records: Sequence[Record]) -> str:
         rows.append([*row, _inverse(record, SOFTMAX, "both")])
     header = ["time per element at a fixed total", "forward, ns", "forward + backward, ns"]
     header += ["forward / copy", "/ softmax", "/ sort", "both / softmax"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _inputs(records: Sequence[Record]) -> str:
@@ -124,11 +126,11 @@ def _inputs(records: Sequence[Record]) -> str:
             row = [record["case"]["inputs"]]
             for direction in ("forward", "both"):
                 row.append(_time(record["systems"][OURS][direction]))
-                row.append("-" if normal is None else _three(_copies(record, direction) / _copies(normal, direction)))
+                row.append("-" if normal is None else three(_copies(record, direction) / _copies(normal, direction)))
             ours = record["systems"][OURS]
             rows.append([*row, _error(ours, "error"), _error(ours, "gradient_error")])
         header = [label, "forward", "/ normal", "forward + backward", "/ normal", "error", "gradient error"]
-        parts.append(_markdown(header, rows))
+        parts.append(markdown(header, rows))
     return "\n\n".join(parts)
 
 
@@ -147,7 +149,7 @@ def _variants(records: Sequence[Record]) -> str:
         row += [_time(ours["both"]), _inverse(record, SOFTMAX, "both")]
         rows.append([*row, _error(ours, "error"), _error(ours, "gradient_error")])
     header = ["", "forward", "/ copy", "/ softmax", "forward + backward", "/ softmax", "error", "gradient error"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _overhead(records: Sequence[Record]) -> str:
@@ -158,7 +160,7 @@ def _overhead(records: Sequence[Record]) -> str:
         for record in records
         for direction, word in (("forward", "forward"), ("both", "forward + backward"))
     ]
-    return _markdown(["a call at tiny sizes", *systems], rows)
+    return markdown(["a call at tiny sizes", *systems], rows)
 
 
 def _memory(records: Sequence[Record]) -> str:
@@ -173,10 +175,11 @@ def _memory(records: Sequence[Record]) -> str:
         rows.append(row)
     labels = (Case(**record["case"]) for record in records)
     header = [f"{case.label} ({short(case.bytes >> 20)} MiB)" for case in labels]
-    return _markdown(["peak memory of forward + backward / input", *header], rows)
+    return markdown(["peak memory of forward + backward / input", *header], rows)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, or nothing without rows."""
     if not rows:
         return ""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

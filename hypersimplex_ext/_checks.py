@@ -72,7 +72,8 @@ def on_device(name: str, value: Tensor, like: Tensor) -> Tensor:
     if value.device == like.device:
         return value
     if value.ndim == 0:
-        return value.to(like.device)
+        # A copy from the CPU need not be waited for; one to it has to be, or it would be read before it is there.
+        return value.to(like.device, non_blocking=value.device.type == "cpu")
     raise ValueError(f"{name} must be on {like.device} like input, got {value.device}")
 
 

@@ -184,8 +184,8 @@ def loss(
         The weighted terms w_c s_i l_ic and the gradient of their sum in `x`, both [n, C] in float64.
     """
     x, t = x.double(), target.double()
-    s = torch.ones(len(x), 1, dtype=x.dtype) if sample_weight is None else sample_weight.double().unsqueeze(1)
-    w = torch.ones(x.shape[1], dtype=x.dtype) if weight is None else weight.double()
+    s = x.new_ones(len(x), 1) if sample_weight is None else sample_weight.double().unsqueeze(1)
+    w = x.new_ones(x.shape[1]) if weight is None else weight.double()
     state = threshold(x, k, tau, dim=0)
     p, inside = evaluate(x, state, tau, dim=0), active(x, state, tau, dim=0)
     size = inside.sum(0).clamp(min=1)

@@ -62,10 +62,16 @@ def _library(name: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def library(name: str) -> Path:
+    """The file of a module or library, built first if need be."""
+    (path,) = build(sanitized(), name).glob(f"{name}.*")
+    return path
+
+
 def load(name: str) -> ModuleType:
     """Imports `_C_simt` or `_simt_faults`, built first if need be."""
     if name not in sys.modules:
-        (path,) = build(sanitized(), name).glob(f"{name}.*")
+        path = library(name)
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
@@ -89,6 +95,7 @@ class Device:
         library.simt_set_seed.argtypes = [ctypes.c_uint64]
         library.simt_get_seed.restype = ctypes.c_uint64
         library.simt_take_launches.restype = ctypes.c_char_p
+        library.simt_take_streams.restype = ctypes.c_char_p
         self._library = library
 
     @property
@@ -110,3 +117,7 @@ class Device:
     def take_launches(self) -> list[str]:
         """The names of the kernels launched since the last call."""
         return self._library.simt_take_launches().decode().splitlines()
+
+    def take_streams(self) -> list[int]:
+        """The streams that launches, memsets and copies were put on since the last call."""
+        return [int(line) for line in self._library.simt_take_streams().decode().splitlines()]

@@ -38,6 +38,7 @@ std::map<const void*, Function> functions;
 std::mutex lock;
 thread_local cudaError_t last_error = cudaSuccess;
 std::vector<const void*> launches;
+std::vector<cudaStream_t> streams;
 
 cudaError_t result(cudaError_t error) { return error == cudaSuccess ? error : last_error = error; }
 
@@ -80,8 +81,14 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
     if (error != cudaSuccess) return result(error);
     launches.push_back(kernel);
   }
+  use(config.stream);
   run(launch);
   return cudaSuccess;
+}
+
+void use(cudaStream_t stream) {
+  std::lock_guard<std::mutex> guard(lock);
+  streams.push_back(stream);
 }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
@@ -202,5 +209,14 @@ SIMT_EXPORT const char* simt_take_launches() {
   taken.clear();
   for (const void* kernel : launches) taken += simt::function_name(kernel) + "\n";
   launches.clear();
+  return taken.c_str();
+}
+// The streams that launches, memsets and copies were put on since the last call, one number per line; likewise.
+SIMT_EXPORT const char* simt_take_streams() {
+  static std::string taken;
+  std::lock_guard<std::mutex> guard(lock);
+  taken.clear();
+  for (cudaStream_t stream : streams) taken += std::to_string(reinterpret_cast<uintptr_t>(stream)) + "\n";
+  streams.clear();
   return taken.c_str();
 }

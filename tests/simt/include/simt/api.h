@@ -60,11 +60,18 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault = 4,
 };
 
-inline cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t = nullptr) {
+namespace simt {
+void use(cudaStream_t stream);  // is recorded: src/device.cpp
+}
+
+inline cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t stream = nullptr) {
+  simt::use(stream);
   std::memset(memory, byte, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t stream = nullptr) {
+  simt::use(stream);
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
