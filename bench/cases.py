@@ -34,6 +34,7 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {
     "two clusters": lambda n: torch.cat([torch.randn(n - n // 2) * 1e-6, 1 + torch.randn(n // 2) * 1e-6]),
     "sorted": lambda n: torch.randn(n).sort().values,
     "reversed": lambda n: torch.randn(n).sort(descending=True).values,
+    "sawtooth": lambda n: torch.arange(n) % 1000 / 1000.0,
     "tau 1e-6": torch.randn,
     "tau 1e4": torch.randn,
 }
@@ -48,8 +49,8 @@ class Case:
         group: the comparison it belongs to, which decides who takes part, see `bench.peers.GROUPS`.
         vectors: rows of a projection, classes of a loss.
         n: entries of a vector; samples of a loss.
-        k: mass of each vector; 0 for a loss, which counts its targets.
-        operation: "projection" or "loss".
+        k: mass of each vector of a projection; 0 for everything else.
+        operation: a key of `bench.peers.FIELDS`.
         layout: "rows": a contiguous [vectors, n]; "columns": a contiguous [n, vectors], as the logits of a loss are.
         dtype: a key of `DTYPES`.
         inputs: a key of `INPUTS`.
@@ -88,6 +89,9 @@ class Case:
         """What readers see."""
         if self.operation == "loss":
             parts = [f"loss [{self.n}, {self.vectors}]"]
+        elif self.operation != "projection":
+            parts = [f"{self.operation}, {self.vectors} x {short(self.n)}"]
+            parts += [self.inputs] if self.inputs != "normal" else []
         else:
             parts = [f"{self.vectors} x {short(self.n)}, k = {short(self.k)}"]
         parts += [self.dtype] if self.dtype != "float32" else []
@@ -128,6 +132,20 @@ def _peers(vectors: int, n: int, k: int) -> Case:
     return Case("peers", vectors, n, k)
 
 
+def _order(*shapes: tuple[int, int]) -> list[Case]:
+    """Everything that rests on isotonic regression."""
+    soft = [f"{name}, {regularization}" for name in ("soft rank", "soft sort") for regularization in ("l2", "kl")]
+    return [Case("order", *shape, 0, operation) for shape in shapes for operation in ("sort", "regression", *soft)]
+
+
+def _regressions(vectors: int, n: int, *dtypes: str) -> list[Case]:
+    return [
+        Case("order", vectors, n, 0, "regression", dtype=dtype, inputs=inputs)
+        for dtype in dtypes
+        for inputs in ("normal", "sorted", "reversed", "sawtooth")
+    ]
+
+
 def _lengths(total: int, lengths: tuple[int, ...]) -> list[Case]:
     return [Case("length", max(total // n, 1), n, n // 2) for n in lengths]
 
@@ -162,6 +180,8 @@ SMOKE = [
     *_variants(5, 40),
     Case("overhead", 1, 16, 5),
     Case("memory", 16, 256, 5),
+    *_order((3, 40)),
+    *_regressions(1, 50, "float32"),
 ]
 QUICK = [
     _peers(10, 8192, 4096),
@@ -175,6 +195,7 @@ QUICK = [
     Case("long", 1, 1_000_000, 5),
     Case("long", 1, 1_000_000, 500_000),
     Case("memory", 1024, 4096, 5),
+    *_order((256, 1000)),
 ]
 FULL = [
     _peers(10, 8192, 4096),
@@ -200,6 +221,9 @@ FULL = [
     *(Case("long", 1, 100_000_000, k) for k in (5, 50_000_000)),
     Case("memory", 4096, 4096, 5),
     Case("memory", 1, 1 << 24, 1 << 23),
+    *_order((4096, 1000), (10, 8192)),
+    *_regressions(1, 1_000_000, "float32", "float64"),
+    *(Case("order", 1, n, 0, "regression") for n in (1000, 10_000, 100_000, 10_000_000)),
 ]
 GPU = [
     *_gpu(16_384, 1024, 5),

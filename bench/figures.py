@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.cases import Case
-from bench.peers import CONTENDERS, COPY, OURS
+from bench.contender import COPY, OURS
+from bench.peers import CONTENDERS
 from bench.plots import COLOURS, MARKERS, RC, save
 from bench.results import Record
 from bench.tables import default_threads, of_group, seconds

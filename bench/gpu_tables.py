@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bench.cases import Case
-from bench.peers import COPY, OURS, THREAD_PER_ROW
+from bench.contender import COPY, OURS
+from bench.peers import THREAD_PER_ROW
 from bench.results import Record
 from bench.tables import SOFTMAX, comparison, markdown, seconds, three
 

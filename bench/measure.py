@@ -30,13 +30,15 @@ import hypersimplex_ext
 from bench import gpu, peers
 from bench.cases import Case
 from bench.clocks import Clock, DeviceClock, HostClock
+from bench.contender import OURS, Contender, Prepared
 from bench.results import Record, environment
 from hypersimplex_ext import reference
 
-# Largest error of a contender that is timed: of an entry of the projection; of a gradient or loss, relative.
+# Largest error of a contender that is timed: of an entry of the projection; else relative to the largest entry.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 1e-2}
 _KINK = 1e-5  # an entry this close to 0 or 1 may be active or not, depending on rounding
 _CHECKED = 1 << 20  # entries that are compared with the reference: as many vectors as fit, at least one
+_CHECKED_SLOWLY = 20_000  # entries for a reference that takes them one by one
 _BLOCK = 1 << 22  # logits of a loss that the reference takes at a time
 _WARM_SECONDS = 0.05  # calls shorter than this are made once, untimed, before each sample
 
@@ -64,16 +66,16 @@ def measure(case: Case, effort: Effort) -> Record:
     """
     with _threads(case.threads or torch.get_num_threads()):
         x, v, classes = case.draw()
-        check = _loss_check(case, x, classes) if case.operation == "loss" else _projection_check(case, x, v)
+        check = _check(case, x, v, classes)
         systems: dict[str, Record] = {}
-        ready: dict[str, peers.Prepared] = {}
+        ready: dict[str, Prepared] = {}
         for name, contender in peers.contenders(case).items():
             try:
                 prepared = contender.prepare(case, x, v, classes)
                 systems[name] = _inspect(case, contender, prepared, check)
                 ready[name] = prepared
             except Exception as failure:  # whatever a peer raises is its result
-                if name == peers.OURS:
+                if name == OURS:
                     raise RuntimeError(f"{case.label}, {case.inputs}: {failure}") from failure
                 systems[name] = {"failure": f"{type(failure).__name__}: {failure}".partition("\n")[0]}
         if case.group != "memory":
@@ -142,7 +144,7 @@ def _threads(number: int) -> Iterator[None]:
 Check = Callable[[Tensor, Tensor], "tuple[float | None, float | None]"]
 
 
-def _inspect(case: Case, contender: peers.Contender, prepared: peers.Prepared, check: Check) -> Record:
+def _inspect(case: Case, contender: Contender, prepared: Prepared, check: Check) -> Record:
     """Return what can be told without a clock; raise if the contender is wrong."""
     record: Record = {"same": contender.same(case)}
     result = prepared.to_tensor(prepared.forward())
@@ -156,6 +158,31 @@ def _inspect(case: Case, contender: peers.Contender, prepared: peers.Prepared, c
         del result, gradient
         record["memory"] = peak_memory(prepared.both)
     return record
+
+
+def _check(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Check:
+    if case.operation == "loss":
+        return _loss_check(case, x, classes)
+    return _projection_check(case, x, v) if case.operation == "projection" else _order_check(case, x, v)
+
+
+def _order_check(case: Case, x: Tensor, v: Tensor) -> Check:
+    """Compare a few vectors, which the reference takes one by one; values alone, as any vector may be near a kink."""
+    count = min(case.vectors, max(_CHECKED_SLOWLY // case.n, 1))
+    name, _, regularization = case.operation.partition(", ")
+    z = x.narrow(1 - case.dim, 0, count).double()
+    expected = {
+        "sort": lambda: z.sort(case.dim).values,
+        "regression": lambda: reference.isotonic_regression(z, dim=case.dim),
+        "soft rank": lambda: reference.soft_rank(z, regularization, dim=case.dim),
+        "soft sort": lambda: reference.soft_sort(z, regularization, dim=case.dim),
+    }[name]()
+
+    def check(result: Tensor, _: Tensor) -> tuple[float | None, float | None]:
+        found = result.narrow(1 - case.dim, 0, count).double()
+        return _largest(found - expected) / max(float(expected.abs().max()), 1e-30), None
+
+    return check
 
 
 def _projection_check(case: Case, x: Tensor, v: Tensor) -> Check:
@@ -274,7 +301,7 @@ def _alternate(
 
 
 def _summarise(samples: dict[str, list[float]]) -> dict[str, Record]:
-    ours = samples[peers.OURS]
+    ours = samples[OURS]
     records = {}
     for name, times in samples.items():
         p20, median, p80 = np.quantile(times, (0.2, 0.5, 0.8))

@@ -9,10 +9,8 @@ isotonic regression, and "sort + PAV, a thread per row" is its way to do that on
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,73 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench import thread_per_row
+from bench import order_peers, thread_per_row
 from bench.cases import Case
+from bench.contender import COPY, OURS, Contender, Prepare, Prepared, differentiable, float32_rows, never
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
-OURS = "hypersimplex_ext"
-COPY = "x.clone()"
 THREAD_PER_ROW = "sort + PAV, a thread per row"
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A case made ready.
-
-    Attributes:
-        forward: computes the output.
-        both: computes the output and the gradient in the input, and returns the gradient.
-        to_tensor: makes a tensor of what either returns.
-    """
-
-    forward: Callable[[], Any]
-    both: Callable[[], Any]
-    to_tensor: Callable[[Any], Tensor] = lambda result: result
-
-
-Prepare = Callable[[Case, Tensor, Tensor, Tensor], Prepared]
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """Something that takes part.
-
-    Attributes:
-        prepare: (case, input, gradient of the output, classes) -> the case made ready.
-        package: the distribution it needs beside torch.
-        module: the module that distribution brings.
-        same: whether it computes the same thing as this package, so that its results have to agree.
-        applies: whether it can do a case.
-    """
-
-    prepare: Prepare
-    package: str | None = None
-    module: str | None = None
-    same: Callable[[Case], bool] = lambda case: True
-    applies: Callable[[Case], bool] = lambda case: True
-
-    @property
-    def present(self) -> bool:
-        """Whether its package is installed."""
-        return self.module is None or importlib.util.find_spec(self.module) is not None
-
-
-def _never(_case: Case) -> bool:
-    return False
-
-
-def _float32_rows(case: Case) -> bool:
-    return case.layout == "rows" and case.dtype == "float32"
-
-
-def _torch(function: Callable[[Case, Tensor], Tensor]) -> Prepare:
-    """Prepare a differentiable torch function of the input."""
-
-    def prepare(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
-        leaf = x.detach().requires_grad_()
-        return Prepared(lambda: function(case, x), lambda: torch.autograd.grad(function(case, leaf), leaf, v)[0])
-
-    return prepare
 
 
 def _torch_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Prepare:
@@ -272,40 +209,45 @@ def _jaxopt(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
 
 
 CONTENDERS: dict[str, Contender] = {
-    OURS: Contender(_torch(lambda case, x: soft_binary_argmax(x, case.k, case.tau, case.dim))),
-    "torch, sort": Contender(_torch(lambda case, x: _project_sort(x / case.tau, case.k, case.dim))),
+    OURS: Contender(differentiable(lambda case, x: soft_binary_argmax(x, case.k, case.tau, case.dim))),
+    "torch, sort": Contender(differentiable(lambda case, x: _project_sort(x / case.tau, case.k, case.dim))),
     "torch, bisection": Contender(
-        _torch(lambda case, x: _project_bisection(_wide(x) / case.tau, case.k, case.dim).to(x.dtype))
+        differentiable(lambda case, x: _project_bisection(_wide(x) / case.tau, case.k, case.dim).to(x.dtype))
     ),
-    "sort + PAV (scipy)": Contender(_torch(_scipy_pav), "scipy", "scipy", applies=_float32_rows),
-    "sort + PAV (scikit-learn)": Contender(_torch(_sklearn_pav), "scikit-learn", "sklearn", applies=_float32_rows),
+    "sort + PAV (scipy)": Contender(differentiable(_scipy_pav), "scipy", "scipy", applies=float32_rows),
+    "sort + PAV (scikit-learn)": Contender(
+        differentiable(_sklearn_pav), "scikit-learn", "sklearn", applies=float32_rows
+    ),
     THREAD_PER_ROW: Contender(
-        _torch(_thread_per_row), applies=lambda case: case.device == "cuda" and case.n <= _LONGEST_SERIAL
+        differentiable(_thread_per_row), applies=lambda case: case.device == "cuda" and case.n <= _LONGEST_SERIAL
     ),
     "entmax.budget_bisect": Contender(
-        _torch(_budget_bisect), "entmax", "entmax", applies=lambda case: case.layout == "rows"
+        differentiable(_budget_bisect), "entmax", "entmax", applies=lambda case: case.layout == "rows"
     ),
-    "entmax.sparsemax": Contender(_torch(_sparsemax), "entmax", "entmax", same=lambda case: case.k == 1),
+    "entmax.sparsemax": Contender(differentiable(_sparsemax), "entmax", "entmax", same=lambda case: case.k == 1),
     # XLA takes its number of threads at start-up: every core
     "jaxopt.projection_box_section": Contender(
-        _jaxopt, "jaxopt", "jaxopt", applies=lambda case: _float32_rows(case) and case.threads == 0
+        _jaxopt, "jaxopt", "jaxopt", applies=lambda case: float32_rows(case) and case.threads == 0
     ),
-    "torchsort.soft_rank": Contender(_torch(_soft_rank), "torchsort", "torchsort", _never, _float32_rows),
-    "torch.softmax": Contender(_torch(lambda case, x: x.softmax(case.dim)), same=_never),
-    "torch.sort": Contender(_torch(lambda case, x: x.sort(case.dim).values), same=_never),
-    "torch.topk": Contender(_torch(_topk), same=_never),
-    COPY: Contender(_torch(lambda case, x: x.clone()), same=_never),
+    "torchsort.soft_rank": Contender(differentiable(_soft_rank), "torchsort", "torchsort", never, float32_rows),
+    "torch.softmax": Contender(differentiable(lambda case, x: x.softmax(case.dim)), same=never),
+    "torch.sort": Contender(differentiable(lambda case, x: x.sort(case.dim).values), same=never),
+    "torch.topk": Contender(differentiable(_topk), same=never),
+    COPY: Contender(differentiable(lambda case, x: x.clone()), same=never),
 }
 LOSSES: dict[str, Contender] = {
     OURS: Contender(_torch_loss(hypersimplex_loss)),
     "torch, bisection": Contender(_torch_loss(_plain_loss)),
-    "F.cross_entropy": Contender(_torch_loss(functional.cross_entropy), same=_never),
+    "F.cross_entropy": Contender(_torch_loss(functional.cross_entropy), same=never),
     THREAD_PER_ROW: Contender(_torch_loss(_thread_per_row_loss), applies=lambda case: case.device == "cuda"),
     "F.mse_loss (one-hot)": Contender(
-        _torch_loss(lambda x, c: functional.mse_loss(x, functional.one_hot(c, x.shape[1]).to(x.dtype))), same=_never
+        _torch_loss(lambda x, c: functional.mse_loss(x, functional.one_hot(c, x.shape[1]).to(x.dtype))), same=never
     ),
     **{name: CONTENDERS[name] for name in ("torch.softmax", "torch.sort", COPY)},
 }
+
+# operation -> who computes it
+FIELDS = {"projection": CONTENDERS, "loss": LOSSES, **order_peers.FIELDS}
 
 _ALWAYS = (OURS, "torch.softmax", COPY)
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -320,6 +262,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "overhead": (*_ALWAYS, "torch.sort", "torch, bisection"),
     "long": _ALWAYS,
     "memory": tuple(CONTENDERS),
+    "order": tuple(dict.fromkeys(name for field in order_peers.FIELDS.values() for name in field)),
     "gpu-rows": (*_ALWAYS, "torch.sort", "torch, bisection", THREAD_PER_ROW),
     "gpu-loss": (*_ALWAYS, "F.cross_entropy", "torch.sort", "torch, bisection", THREAD_PER_ROW),
 }
@@ -327,8 +270,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 def contenders(case: Case) -> dict[str, Contender]:
     """Return those that are present and can do a case, this package first."""
-    table = LOSSES if case.operation == "loss" else CONTENDERS
-    return {name: table[name] for name in GROUPS[case.group] if table[name].present and table[name].applies(case)}
+    field = FIELDS[case.operation]
+    return {
+        name: field[name]
+        for name in GROUPS[case.group]
+        if name in field and field[name].present and field[name].applies(case)
+    }
 
 
 def absent() -> dict[str, str]:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from bench.cases import Case, short
-from bench.peers import COPY, OURS
+from bench.contender import COPY, OURS
 from bench.results import Record
 
 SOFTMAX = "torch.softmax"
@@ -20,7 +20,7 @@ jaxopt always uses every core."""
 def tables(records: Sequence[Record]) -> str:
     """Return every table that the records, one per case, have something for."""
     parts = [origin(records), _NOTES]
-    parts += [comparison(record) for record in of_group(records, "peers", "loss")]
+    parts += [comparison(record) for record in of_group(records, "peers", "loss", "order")]
     parts += [_lengths(of_group(records, "length")), _inputs(of_group(records, "inputs"))]
     parts += [_variants(of_group(records, "mass", "dtype", "layout", "threads", "long"))]
     parts += [_overhead(of_group(records, "overhead")), _memory(of_group(records, "memory"))]

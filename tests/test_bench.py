@@ -14,8 +14,8 @@ import torch
 import bench.__main__ as command
 from bench import cases, figures, measure, peers, tables
 from bench.cases import Case
+from bench.contender import OURS, Contender, Prepared
 from bench.measure import Effort, peak_memory
-from bench.peers import OURS
 from bench.results import ResultsFile
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
@@ -39,8 +39,8 @@ def records_of(folder):
 
 def contender(y, gradient=None):
     """A contender for the projection that returns these results."""
-    prepared = peers.Prepared(lambda: y, lambda: y if gradient is None else gradient)
-    return peers.Contender(lambda case, x, v, classes: prepared)
+    prepared = Prepared(lambda: y, lambda: y if gradient is None else gradient)
+    return Contender(lambda case, x, v, classes: prepared)
 
 
 def test_smoke_run_agrees(smoke):
@@ -144,7 +144,7 @@ def test_a_wrong_peer_is_not_timed(monkeypatch):
         "shifted": contender(y + 0.001),
         "nan": contender(torch.full_like(y, torch.nan)),
         "wrong gradient": contender(y, v),
-        "raises": peers.Contender(lambda *_: 1 / 0),
+        "raises": Contender(lambda *_: 1 / 0),
     }
     monkeypatch.setattr(peers, "CONTENDERS", {OURS: peers.CONTENDERS[OURS], **wrong})
     monkeypatch.setitem(peers.GROUPS, "mass", (OURS, *wrong))

@@ -15,8 +15,9 @@ import bench.__main__ as command
 from bench import cases, gpu, gpu_tables, measure, peers, thread_per_row
 from bench.cases import Case
 from bench.clocks import DeviceClock, HostClock
+from bench.contender import COPY, OURS
 from bench.measure import Effort
-from bench.peers import COPY, OURS, THREAD_PER_ROW
+from bench.peers import THREAD_PER_ROW
 from bench.results import ResultsFile
 from hypersimplex_ext import reference
 from tests import simt
