@@ -146,7 +146,7 @@ def test_a_wrong_peer_is_not_timed(monkeypatch):
         "wrong gradient": contender(y, v),
         "raises": Contender(lambda *_: 1 / 0),
     }
-    monkeypatch.setattr(peers, "CONTENDERS", {OURS: peers.CONTENDERS[OURS], **wrong})
+    monkeypatch.setitem(peers.FIELDS, "projection", {OURS: peers.CONTENDERS[OURS], **wrong})
     monkeypatch.setitem(peers.GROUPS, "mass", (OURS, *wrong))
     systems = measure.measure(CASE, EFFORT)["systems"]
     assert "forward" in systems[OURS]
