@@ -47,6 +47,19 @@ def test_training_example_learns():
     assert torch.equal(folded, namespace["labels"])
 
 
+def test_ranking_example_learns():
+    namespace = {}
+    exec(snippet("def spearman"), namespace)
+    prediction, target = torch.randn(4, 20).requires_grad_(), torch.randn(4, 20)
+    optimizer = torch.optim.Adam([prediction], lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        value = namespace["spearman"](prediction, target)
+        value.backward()
+        optimizer.step()
+    assert value < 0.01
+
+
 # ---- using it with torch.compile, AMP, DDP, torch.func ----
 
 
