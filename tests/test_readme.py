@@ -57,7 +57,7 @@ def test_ranking_example_learns():
         value = namespace["spearman"](prediction, target)
         value.backward()
         optimizer.step()
-    assert value < 0.01
+    assert value < 0.1 < namespace["spearman"](torch.randn(4, 20), target)
 
 
 # ---- using it with torch.compile, AMP, DDP, torch.func ----
