@@ -7,13 +7,15 @@ upstream,
     grad x = J g / tau        grad tau = -sum (J g / tau) y        grad k = mean_A(g)
     y' = J (x' - tau' y) / tau + k' 1_A / |A|
 
-Each operator comes as two autograd functions. The plain one has the cheapest forward and is what torch.compile traces.
-The other adds what function transforms and forward mode need, at twice the cost per call, and runs only inside them.
+Each operator comes as two autograd functions. The plain one has the cheapest forward; its derivative may also be that
+of the operator as such, for torch.compile to trace. The other adds what function transforms and forward mode need, at
+twice the cost per call, and runs only inside them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,8 +51,16 @@ def _inside_derivative() -> bool:
     return any(interpreter.key() in derivatives for interpreter in retrieve_all_functorch_interpreters())
 
 
-def _apply(plain: type[Function], transformable: type[Function], arguments: tuple[Any, ...]) -> Any:
-    if not tracing():
+def _apply(
+    plain: type[Function],
+    transformable: type[Function],
+    arguments: tuple[Any, ...],
+    traced: Callable[..., Any] | None = None,  # an operator with a registered derivative
+) -> Any:
+    if tracing():
+        if traced is not None:
+            return traced(*arguments)
+    else:
         if transforming():
             return transformable.apply(*arguments)  # type: ignore[no-untyped-call]
         if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):
@@ -63,7 +73,7 @@ def project(
 ) -> tuple[Tensor, Tensor]:
     """The projection of `x` along `dim`, differentiable in x, k_values and tau_values, and its state."""
     result: tuple[Tensor, Tensor] = _apply(
-        _Project, _TransformableProject, (x, mask, k_values, k, tau_values, tau, dim)
+        _Project, _TransformableProject, (x, mask, k_values, k, tau_values, tau, dim), _ops.threshold
     )
     return result
 
@@ -82,10 +92,10 @@ class _Project(Function):
         return _ops.threshold(*arguments)
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
-        x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim = arguments
-        ctx.mark_non_differentiable(outputs[1])
-        ctx.save_for_backward(x, mask, k_values, tau_values, outputs[1])
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, mask, k_values, tau_values, output[1])
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
@@ -98,7 +108,7 @@ class _Project(Function):
         x, mask, k_values, tau_values, state = ctx.saved_tensors
         needs_k, needs_tau = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
         grad_k = grad_tau = None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
+        if torch.is_grad_enabled():  # to be differentiated again
             grad_x = product(grad, x, mask, state, tau_values, ctx.tau, ctx.dim)
             if needs_k:
                 grad_k = _share(x, mask, state, tau_values, ctx, grad).sum(ctx.dim)
@@ -110,6 +120,9 @@ class _Project(Function):
         else:
             grad_x = _ops.jvp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
         return grad_x, None, grad_k if needs_k else None, None, grad_tau if needs_tau else None, None, None
+
+
+_ops.register_derivative("threshold", _Project.backward, _Project.save)
 
 
 class _TransformableProject(_Project):

@@ -44,7 +44,7 @@ def test_operators_are_registered_rightly(per_vector):
 def test_loss_operators_are_registered_rightly(shape, dense):
     for x in layouts(shape):
         target = torch.rand(x.shape).to(x.dtype) if dense else torch.randint(4, (x.shape[0], *x.shape[2:])) % x.shape[1]
-        arguments = (x, target, None, 0.0, 1, None, 1.0, None, None, -100, 0.0, 0, 0)
+        arguments = (x, target, None, None, None, None, 0.0, 1, 1.0, -100, 0.0, 0, 0)
         torch.library.opcheck(OPERATORS.loss_forward.default, arguments)
         state = OPERATORS.loss_forward(*arguments)[1]
         torch.library.opcheck(OPERATORS.loss_backward.default, (torch.ones((), dtype=x.dtype), state, *arguments))
@@ -126,6 +126,22 @@ def test_training_with_inductor():
         assert_close(loss.running_threshold, twins[1].running_threshold, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["projection", "k and tau", "mask", "loss", "fenchel_young", "composed"])
+def test_double_backward_of_what_the_eager_backend_makes(name):
+    results = []
+    for function in (FUNCTIONS[name], torch.compile(FUNCTIONS[name], fullgraph=True, backend="eager")):
+        torch.manual_seed(0)
+        leaves = [torch.randn(20, 6).double(), torch.tensor(2.2).double(), torch.tensor(0.8).double()]
+        leaves = [t.requires_grad_() for t in leaves]
+        (first,) = torch.autograd.grad(function(*leaves).sum(), leaves[:1], create_graph=True)
+        results.append(torch.autograd.grad((first**2).sum(), leaves, allow_unused=True))
+    assert results[0][0].any()
+    for eager, compiled in zip(*results, strict=True):
+        assert (eager is None) == (compiled is None)
+        if eager is not None:
+            assert_close(compiled, eager, 1e-12)
+
+
 @pytest.mark.parametrize("name", ["projection", "loss"])
 def test_compiled_double_backward_is_refused(name):
     """By PyTorch, for whatever it compiles; uncompiled it works."""
@@ -176,3 +192,22 @@ def test_export():
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
     larger = torch.randn(11, 5)
     assert_close(exported.module()(larger).detach(), model(larger).detach(), 1e-6)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_the_loss(strict):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 6)
+
+        def forward(self, x, labels):
+            return hypersimplex_loss(self.layer(x), labels)
+
+    model, batch = Model(), torch.export.Dim("batch", min=2)
+    dynamic = ({0: batch}, {0: batch})
+    exported = torch.export.export(model, (torch.randn(7, 5), LABELS[:7]), dynamic_shapes=dynamic, strict=strict)
+    x = torch.randn(20, 5)
+    value = exported.module()(x, LABELS)
+    assert_close(value.detach(), model(x, LABELS).detach(), 1e-6)
+    assert value.requires_grad
