@@ -291,6 +291,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "layout": _ALWAYS,
     "threads": _ALWAYS,
     "overhead": (*_ALWAYS, "torch.sort", "torch, bisection"),
+    "loss-overhead": (OURS, "F.cross_entropy"),
     "long": _ALWAYS,
     "memory": tuple(CONTENDERS),
 }

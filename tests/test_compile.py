@@ -211,3 +211,39 @@ def test_export_with_the_loss(strict):
     value = exported.module()(x, LABELS)
     assert_close(value.detach(), model(x, LABELS).detach(), 1e-6)
     assert value.requires_grad
+
+
+# ---- what stands between a call and the kernels ----
+
+
+def test_lazily_negated_logits():
+    x, zero = torch.randn(20, 6), torch._efficientzerotensor(20, 6)
+    negated = torch.complex(x, x).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(soft_binary_argmax(negated, 2), soft_binary_argmax(-x, 2))
+    assert torch.equal(hypersimplex_loss(negated, LABELS), hypersimplex_loss(-x, LABELS))
+    assert_close(soft_binary_argmax(zero, 2), torch.full((20, 6), 1 / 3), 1e-6)
+
+
+def test_modes_see_the_operators():
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            seen.append(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    seen = []
+    x = torch.randn(20, 6, requires_grad=True)
+    with Recorder():
+        (hypersimplex_loss(x, LABELS) + soft_binary_argmax(x, 2).square().sum()).backward()
+    for name in ("loss_forward", "threshold", "jvp", "loss_backward"):
+        assert f"hypersimplex_ext.{name}.default" in seen
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        value = hypersimplex_loss(fake, mode.from_tensor(LABELS))
+        assert torch.autograd.grad(value, fake)[0].shape == x.shape
+
+
+def test_recorded_by_make_fx():
+    trace = torch.fx.experimental.proxy_tensor.make_fx(lambda x: soft_binary_argmax(x, 2), pre_dispatch=True)
+    x, other = torch.randn(2, 20, 6)
+    assert torch.equal(trace(x)(other), soft_binary_argmax(other, 2))
