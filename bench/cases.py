@@ -170,7 +170,10 @@ def _gpu_loss(samples: int, classes: int) -> list[Case]:
 
 _GPU_DTYPES = ("float32", "bfloat16")
 _QUICK_INPUTS = ("normal", "two values", "Cauchy", "half at -inf", "tau 1e-6")
-_TINY = [Case("overhead", 1, 16, 5), Case("overhead", 10, 16, 5), Case("overhead", 10, 128, 5)]
+_TINY = [
+    *(Case("overhead", vectors, n, 5) for vectors, n in ((1, 16), (10, 16), (10, 128))),
+    *(Case("loss-overhead", 10, 128, 0, "loss", "columns", threads=threads) for threads in (1, 2)),
+]
 
 SMOKE = [
     _peers(3, 33, 5),
@@ -179,6 +182,7 @@ SMOKE = [
     Case("inputs", 2, 64, 20, inputs="two values"),
     *_variants(5, 40),
     Case("overhead", 1, 16, 5),
+    Case("loss-overhead", 3, 40, 0, "loss", "columns", threads=1),
     Case("memory", 16, 256, 5),
     *_order((3, 40)),
     *_regressions(1, 50, "float32"),

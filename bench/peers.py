@@ -260,6 +260,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "layout": _ALWAYS,
     "threads": _ALWAYS,
     "overhead": (*_ALWAYS, "torch.sort", "torch, bisection"),
+    "loss-overhead": (OURS, "F.cross_entropy"),
     "long": _ALWAYS,
     "memory": tuple(CONTENDERS),
     "order": tuple(dict.fromkeys(name for field in order_peers.FIELDS.values() for name in field)),

@@ -23,7 +23,7 @@ def tables(records: Sequence[Record]) -> str:
     parts += [comparison(record) for record in of_group(records, "peers", "loss", "order")]
     parts += [_lengths(of_group(records, "length")), _inputs(of_group(records, "inputs"))]
     parts += [_variants(of_group(records, "mass", "dtype", "layout", "threads", "long"))]
-    parts += [_overhead(of_group(records, "overhead")), _memory(of_group(records, "memory"))]
+    parts += [_overhead(of_group(records, "overhead", "loss-overhead")), _memory(of_group(records, "memory"))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -138,13 +138,16 @@ def _copies(record: Record, direction: str) -> float:
     return float(1 / record["systems"][COPY][direction]["ratio"])
 
 
+def _threads(case: Case) -> str:
+    return f", {case.threads} thread{'s' * (case.threads > 1)}" if case.threads else ""
+
+
 def _variants(records: Sequence[Record]) -> str:
     rows = []
     for record in records:
         case = Case(**record["case"])
         ours = record["systems"][OURS]
-        threads = f", {case.threads} thread{'s' * (case.threads > 1)}" if case.threads else ""
-        row = [case.label + threads, _time(ours["forward"])]
+        row = [case.label + _threads(case), _time(ours["forward"])]
         row += [_inverse(record, system, "forward") for system in (COPY, SOFTMAX)]
         row += [_time(ours["both"]), _inverse(record, SOFTMAX, "both")]
         rows.append([*row, _error(ours, "error"), _error(ours, "gradient_error")])
@@ -155,7 +158,7 @@ def _variants(records: Sequence[Record]) -> str:
 def _overhead(records: Sequence[Record]) -> str:
     systems = list(dict.fromkeys(name for record in records for name in record["systems"]))
     rows = [
-        [f"{Case(**record['case']).label}, {word}"]
+        [f"{Case(**record['case']).label}{_threads(Case(**record['case']))}, {word}"]
         + [_time(record["systems"].get(name, {}).get(direction)) for name in systems]
         for record in records
         for direction, word in (("forward", "forward"), ("both", "forward + backward"))

@@ -7,14 +7,16 @@ upstream,
     grad x = J g / tau        grad tau = -sum (J g / tau) y        grad k = mean_A(g)
     y' = J (x' - tau' y) / tau + k' 1_A / |A|
 
-Each operator comes as two autograd functions. The plain one has the cheapest forward and is what torch.compile traces.
-The other adds what function transforms and forward mode need, at twice the cost per call, and runs only inside them.
+Each operator comes as two autograd functions. The plain one has the cheapest forward; its derivative may also be that
+of the library's operator as such, for torch.compile to trace. The other adds what function transforms and forward mode
+need, at twice the cost per call, and runs only inside them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,13 +51,64 @@ def _inside_derivative() -> bool:
     return any(interpreter.key() in derivatives for interpreter in retrieve_all_functorch_interpreters())
 
 
-def _apply(plain: type[Function], transformable: type[Function], arguments: tuple[Any, ...]) -> Any:
-    if not tracing():
-        if transforming():
-            return transformable.apply(*arguments)  # type: ignore[no-untyped-call]
-        if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):
-            return plain.evaluate(*arguments)  # type: ignore[attr-defined]
-    return plain.apply(*arguments)  # type: ignore[no-untyped-call]
+class Operator(NamedTuple):
+    """An operator as autograd functions, and perhaps as an operator of the library with a registered derivative."""
+
+    plain: type[Function]
+    transformable: type[Function]
+    traced: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Take the cheapest way that gives the derivatives which may be asked for."""
+        if tracing():
+            if self.traced is not None:
+                return self.traced(*arguments)
+        else:
+            if transforming():
+                return self.transformable.apply(*arguments)  # type: ignore[no-untyped-call]
+            if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):
+                return self.plain.evaluate(*arguments)  # type: ignore[attr-defined]
+        return self.plain.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def operator(definition: Any, traced: str | None = None) -> Operator:
+    """Make an operator of a subclass of Function that has these static methods.
+
+        evaluate(*inputs)          -> output
+        keep(ctx, inputs, output)  -> the tensors to save, in either mode
+        backward(ctx, *gradients)  -> a gradient or None per input
+        tangent(ctx, *tangents)    -> the tangent of the output
+
+    `traced` names the operator of the library that `evaluate` is, if it is one.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*definition.keep(ctx, inputs, output))
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = definition.evaluate(*inputs)
+        save(ctx, inputs, output)
+        return output
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        kept = definition.keep(ctx, inputs, output)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    transformable = {
+        "generate_vmap_rule": True,
+        "forward": staticmethod(definition.evaluate),
+        "setup_context": staticmethod(setup_context),
+        "jvp": staticmethod(definition.tangent),
+    }
+    make, name = type(definition), definition.__name__
+    if traced is not None:
+        _ops.register_derivative(traced, definition.backward, save)
+    return Operator(
+        make(name, (definition,), {"forward": staticmethod(forward)}),
+        make(name, (definition,), transformable),
+        None if traced is None else definition.evaluate,
+    )
 
 
 def project(
@@ -73,9 +126,8 @@ def project(
     Solved for the threshold or, with `pav`, by sorting and pooling adjacent violators; the state is the same, and so
     are the derivatives that follow from it.
     """
-    result: tuple[Tensor, Tensor] = _apply(
-        _Project, _TransformableProject, (x, mask, k_values, k, tau_values, tau, dim, pav)
-    )
+    solve = _PROJECT_PAV if pav else _PROJECT
+    result: tuple[Tensor, Tensor] = solve(x, mask, k_values, k, tau_values, tau, dim)
     return result
 
 
@@ -83,34 +135,25 @@ def product(
     v: Tensor, x: Tensor, mask: Tensor | None, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> Tensor:
     """J v / tau where the projection of `x` left `state`, differentiable in v and tau_values; in x it is constant."""
-    result: Tensor = _apply(_Product, _TransformableProduct, (v, x, mask, state, tau_values, tau, dim))
+    result: Tensor = _PRODUCT(v, x, mask, state, tau_values, tau, dim)
     return result
 
 
 class _Project(Function):
-    @staticmethod
-    def evaluate(*arguments: Any) -> Any:
-        solve = _order_ops.threshold_pav if arguments[-1] else _ops.threshold
-        return solve(*arguments[:-1])
+    evaluate = staticmethod(_ops.threshold)
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
-        x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim, _ = arguments
-        ctx.mark_non_differentiable(outputs[1])
-        ctx.save_for_backward(x, mask, k_values, tau_values, outputs[1])
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        outputs = _Project.evaluate(*arguments)
-        _Project.save(ctx, arguments, outputs)
-        return outputs
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+        x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim = inputs
+        ctx.mark_non_differentiable(output[1])
+        return x, mask, k_values, tau_values, output[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
         x, mask, k_values, tau_values, state = ctx.saved_tensors
         needs_k, needs_tau = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
         grad_k = grad_tau = None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
+        if torch.is_grad_enabled():  # to be differentiated again
             grad_x = product(grad, x, mask, state, tau_values, ctx.tau, ctx.dim)
             if needs_k:
                 grad_k = _share(x, mask, state, tau_values, ctx, grad).sum(ctx.dim)
@@ -121,24 +164,11 @@ class _Project(Function):
             grad_x, (grad_k, grad_tau) = _ops.vjp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
         else:
             grad_x = _ops.jvp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
-        return grad_x, None, grad_k if needs_k else None, None, grad_tau if needs_tau else None, None, None, None
-
-
-class _TransformableProject(_Project):
-    generate_vmap_rule = True
+        return grad_x, None, grad_k if needs_k else None, None, grad_tau if needs_tau else None, None, None
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _Project.evaluate(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _Project.save(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0], inputs[1], inputs[2], inputs[4], output[1])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        v, _, k_tangent, _, tau_tangent, *_ = tangents
+    def tangent(ctx: Any, *tangents: Any) -> Any:
+        v, _, k_tangent, _, tau_tangent, _, _ = tangents
         x, mask, k_values, tau_values, state = ctx.saved_tensors
         if tau_tangent is not None:
             y, _ = project(x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim)
@@ -147,6 +177,10 @@ class _TransformableProject(_Project):
         if k_tangent is not None:
             out = out + _share(x, mask, state, tau_values, ctx, k_tangent.unsqueeze(ctx.dim)).to(out.dtype)
         return out, None
+
+
+class _ProjectPav(_Project):
+    evaluate = staticmethod(_order_ops.threshold_pav)
 
 
 def _share(x: Tensor, mask: Tensor | None, state: Tensor, tau_values: Tensor | None, ctx: Any, v: Tensor) -> Tensor:
@@ -162,15 +196,9 @@ class _Product(Function):
         return _ops.jvp(x, mask, v, *arguments)
 
     @staticmethod
-    def save(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
-        v, x, mask, state, tau_values, ctx.tau, ctx.dim = arguments
-        ctx.save_for_backward(None if tau_values is None else v, x, mask, state, tau_values)
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        output = _Product.evaluate(*arguments)
-        _Product.save(ctx, arguments, output)
-        return output
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
+        v, x, mask, state, tau_values, ctx.tau, ctx.dim = inputs
+        return None if tau_values is None else v, x, mask, state, tau_values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -183,24 +211,15 @@ class _Product(Function):
             grad_tau = -(v.to(state.dtype) * grad_v.to(state.dtype)).sum(ctx.dim) / tau_values
         return grad_v, grad_x, None, None, grad_tau, None, None
 
-
-class _TransformableProduct(_Product):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _Product.evaluate(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _Product.save(ctx, inputs, output)
-        v, x, mask, state, tau_values, _, _ = inputs
-        ctx.save_for_forward(None if tau_values is None else v, x, mask, state, tau_values)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def tangent(ctx: Any, *tangents: Any) -> Any:
         v_tangent, _, _, _, tau_tangent, _, _ = tangents
         v, x, mask, state, tau_values = ctx.saved_tensors
         if tau_tangent is not None:
             v_tangent = v_tangent - (v * (tau_tangent / tau_values).unsqueeze(ctx.dim)).to(v_tangent.dtype)
         return product(v_tangent, x, mask, state, tau_values, ctx.tau, ctx.dim)
+
+
+_PROJECT = operator(_Project, "threshold")
+_PROJECT_PAV = operator(_ProjectPav, "threshold_pav")
+_PRODUCT = operator(_Product)

@@ -60,7 +60,8 @@ _announced: set[str] = set()
 
 def has_kernels(device: torch.device) -> bool:
     """Whether kernels serve tensors on this device; tensors without data count as served."""
-    return device.type == "meta" or device.type in BACKENDS
+    kind = device.type
+    return kind in BACKENDS or kind == "meta"
 
 
 def backend_of(device: torch.device) -> Backend | None:

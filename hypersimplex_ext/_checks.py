@@ -122,7 +122,8 @@ def integer(name: str, value: object) -> int:
 
 def sample_shape(input: Tensor) -> tuple[int, ...]:
     """The shape of what a loss has one of per sample: [N, d...] for logits [N, C, d...] or [N]."""
-    return (input.shape[0], *input.shape[2:])
+    shape = input.shape
+    return shape[:1] + shape[2:]
 
 
 def target(target: Any, input: Tensor) -> Tensor:
@@ -141,7 +142,9 @@ def target(target: Any, input: Tensor) -> Tensor:
             f"target must be {indices}dense of shape {list(input.shape)} for an input of shape {list(input.shape)}, "
             f"got shape {list(target.shape)}"
         )
-    if target.dtype not in (torch.int64, torch.uint8):
+    if target.dtype == torch.int64:
+        return target
+    if target.dtype != torch.uint8:
         raise TypeError(f"target must hold class indices as int64 or uint8, got {target.dtype}")
     return target.to(torch.int64)
 

@@ -10,7 +10,7 @@ R u = S u / S w, M u = S (w u) / S w, and w = 1 where nothing else is said:
     soft sort, L2                      y = w - v           grad s = M g
     soft sort, KL: p = e^s / S e^s     y = w - v           grad s = p S g         p' = p (s' - M s'), weighted by p
 
-As in `_autograd`, each operator comes as a plain function and as one for function transforms.
+Operators are made as in `_autograd`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _order_ops as ops
-from ._autograd import _apply, transforming
+from ._autograd import operator
 
 _TRANSPOSE = {ops.MEAN: ops.TRANSPOSED, ops.TRANSPOSED: ops.MEAN, ops.RATIO: ops.RATIO, ops.RESIDUAL: ops.RESIDUAL}
 
@@ -32,132 +32,115 @@ _TRANSPOSE = {ops.MEAN: ops.TRANSPOSED, ops.TRANSPOSED: ops.MEAN, ops.RATIO: ops
 
 def sort(x: Tensor, descending: bool, dim: int) -> tuple[Tensor, Tensor]:
     """Values, differentiable, and int64 places."""
-    result: tuple[Tensor, Tensor] = _apply(*_SORT, (x, descending, dim))
+    result: tuple[Tensor, Tensor] = _SORT(x, descending, dim)
     return result
 
 
 def regression(x: Tensor, weight: Tensor | None, increasing: bool, dim: int) -> Tensor:
     """Isotonic regression in least squares, differentiable in x and weight."""
-    v: Tensor = _apply(*_REGRESSION, (x, weight, increasing, dim))[0]
+    v: Tensor = _REGRESSION(x, weight, increasing, dim)[0]
     return v
 
 
 def soft_rank(x: Tensor, w: Tensor | None, scale: float, kl: bool, dim: int) -> Tensor:
     """Project scale * x onto the permutahedron of w, which descends; or of the ranks n, ..., 1. KL for ranks only."""
-    y: Tensor = _apply(*_SOFT_RANK, (x, w, scale, kl, dim))[0]
+    y: Tensor = _SOFT_RANK(x, w, scale, kl, dim)[0]
     return y
 
 
 def soft_sort(x: Tensor, scale: float, sign: float, kl: bool, dim: int) -> Tensor:
     """Project the ranks n, ..., 1, times scale, onto the permutahedron of sign * x, times sign."""
-    y: Tensor = _apply(*_SOFT_SORT, (x, scale, sign, kl, dim))[0]
+    y: Tensor = _SOFT_SORT(x, scale, sign, kl, dim)[0]
     return y
-
-
-# ---- an operator is a class with evaluate, keep (which returns tensors to save), backward and tangent ----
-
-
-def _forms(operator: Any) -> tuple[type[Function], type[Function]]:
-    """The plain function of an operator, and the one for function transforms."""
-
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        outputs = operator.evaluate(*arguments)
-        ctx.save_for_backward(*operator.keep(ctx, arguments, outputs))
-        return outputs
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        kept = operator.keep(ctx, inputs, output)
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
-
-    transformable = {
-        "generate_vmap_rule": True,
-        "forward": staticmethod(operator.evaluate),
-        "setup_context": staticmethod(setup_context),
-        "jvp": staticmethod(operator.tangent),
-    }
-    make, name = type(operator), operator.__name__
-    return make(name, (operator,), {"forward": staticmethod(forward)}), make(name, (operator,), transformable)
 
 
 # ---- products with blocks ----
 
 
 def product(p: ops.Product) -> Tensor:
-    """`p`, differentiable in v and weight: one kernel, or several where derivatives in the weight may be asked for."""
-    if torch.compiler.is_compiling() or not _derived(p.weight):
-        result: Tensor = _apply(*_PRODUCT, p)
-        return result
-    v, weight = _in_order(p.v, p.v_ordered, p), _in_order(p.weight, p.weight_ordered, p)
-
-    def ratio(u: Tensor) -> Tensor:
-        found: Tensor = _apply(*_RATIO, (u, weight, p.blocks, p.dim))
-        return found
-
-    level = ratio(weight * v if p.product in (ops.MEAN, ops.RESIDUAL) else v)
-    out = v - level if p.product == ops.RESIDUAL else level
-    out = weight * out if p.product in (ops.TRANSPOSED, ops.RESIDUAL) else out
-    if p.out_ordered and p.order is not None:
-        out = out.new_empty(out.shape).scatter(p.dim, p.order.long(), out)
-    return p.scale * out
-
-
-def _derived(t: Tensor | None) -> bool:
-    """Whether derivatives in t may be asked for."""
-    return t is not None and (transforming() or (torch.is_grad_enabled() and t.requires_grad))
-
-
-def _in_order(t: Tensor | None, ordered: bool, p: ops.Product) -> Tensor:
-    """The entries in sorted places."""
-    assert t is not None
-    return t.gather(p.dim, p.order.long()) if ordered and p.order is not None else t
+    """`p`, differentiable in v and weight."""
+    result: Tensor = _PRODUCT(*p)
+    return result
 
 
 class _Product(Function):
-    """Linear in v; the weight is a constant."""
+    evaluate = staticmethod(ops.block_product)
 
     @staticmethod
-    def evaluate(*arguments: Any) -> Any:
-        return ops.block_product(*arguments)
-
-    @staticmethod
-    def keep(ctx: Any, arguments: tuple[Any, ...], _: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.options = arguments[4:]
-        return arguments[1:4]
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
+        v, weight, order, blocks, *ctx.options = inputs
+        return v if weight is not None else None, weight, order, blocks
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        p = ops.Product(grad, *ctx.saved_tensors, *ctx.options)
-        grad_v = product(p._replace(product=_TRANSPOSE[p.product], v_ordered=p.out_ordered, out_ordered=p.v_ordered))
-        return grad_v, *(None,) * 9
+        p = ops.Product(*ctx.saved_tensors, *ctx.options)
+        transposed = p._replace(v=grad, product=_TRANSPOSE[p.product], v_ordered=p.out_ordered, out_ordered=p.v_ordered)
+        grad_weight = _in_weight(p, grad) if ctx.needs_input_grad[1] else None
+        return product(transposed), grad_weight, *(None,) * 8
 
     @staticmethod
-    def tangent(ctx: Any, v: Tensor, *_: Any) -> Any:
-        return product(ops.Product(v, *ctx.saved_tensors, *ctx.options))
+    def tangent(ctx: Any, v_tangent: Tensor, weight_tangent: Tensor | None, *_: Any) -> Any:
+        p = ops.Product(*ctx.saved_tensors, *ctx.options)
+        out = product(p._replace(v=v_tangent))
+        return out if weight_tangent is None else out + _along_weight(p, weight_tangent)
 
 
-class _Ratio(Function):
-    """R u = S u / S w, from which the other products are made: R' u = R u' - R u R w'."""
+def _in_weight(p: ops.Product, grad: Tensor) -> Tensor:
+    """The gradient in the weight, with g upstream and R and M as above, in sorted places.
 
-    @staticmethod
-    def evaluate(u: Tensor, weight: Tensor, blocks: Tensor, dim: int) -> Any:
-        return ops.block_product(*ops.Product(u, weight, None, blocks, ops.RATIO, dim))
+    mean: (v - M v) R g.  ratio: -R v R g.  transposed: R v (g - M g).  residual: (v - M v) (g - M g).
+    """
+    s = _Sorted(p)
+    v, g = s.of(p.v, p.v_ordered), s.of(grad, p.out_ordered)
+    by_v = s.ratio(v) if p.product in (ops.RATIO, ops.TRANSPOSED) else v - s.mean(v)
+    by_g = s.ratio(g) if p.product in (ops.RATIO, ops.MEAN) else g - s.mean(g)
+    return p.scale * s.placed(-by_v * by_g if p.product == ops.RATIO else by_v * by_g, p.weight_ordered)
 
-    @staticmethod
-    def keep(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
-        _, weight, blocks, ctx.dim = arguments
-        return weight, blocks, output
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        weight, blocks, r = ctx.saved_tensors
-        grad_u = product(ops.Product(grad, weight, None, blocks, ops.RATIO, ctx.dim))
-        return grad_u, -r * grad_u if ctx.needs_input_grad[1] else None, None, None
+def _along_weight(p: ops.Product, tangent: Tensor) -> Tensor:
+    """The tangent along a tangent t of the weight w, in sorted places.
 
-    @staticmethod
-    def tangent(ctx: Any, u: Tensor, w: Tensor | None, *_: Any) -> Any:
-        weight, blocks, r = ctx.saved_tensors
-        return product(ops.Product(u if w is None else u - r * w, weight, None, blocks, ops.RATIO, ctx.dim))
+    mean: R (t (v - M v)).  ratio: -R v R t.  transposed: R v (t - w R t).  residual: t (v - M v) - w R (t (v - M v)).
+    """
+    s = _Sorted(p)
+    v, t = s.of(p.v, p.v_ordered), s.of(tangent, p.weight_ordered)
+    by_v = s.ratio(v) if p.product in (ops.RATIO, ops.TRANSPOSED) else v - s.mean(v)
+    if p.product == ops.MEAN:
+        out = s.ratio(t * by_v)
+    elif p.product == ops.RATIO:
+        out = -by_v * s.ratio(t)
+    elif p.product == ops.TRANSPOSED:
+        out = by_v * (t - s.weight * s.ratio(t))
+    else:
+        out = t * by_v - s.weight * s.ratio(t * by_v)
+    return p.scale * s.placed(out, p.out_ordered)
+
+
+class _Sorted:
+    """The blocks and the weight of a product, everything in sorted places."""
+
+    def __init__(self, p: ops.Product) -> None:
+        self._p = p
+        self.weight = self.of(p.weight, p.weight_ordered)
+
+    def of(self, t: Tensor | None, ordered: bool) -> Tensor:
+        """The entries of `t` in sorted places."""
+        assert t is not None
+        p = self._p
+        return t.gather(p.dim, p.order.long()) if ordered and p.order is not None else t
+
+    def placed(self, t: Tensor, ordered: bool) -> Tensor:
+        """The inverse of `of`."""
+        p = self._p
+        return t.new_empty(t.shape).scatter(p.dim, p.order.long(), t) if ordered and p.order is not None else t
+
+    def ratio(self, u: Tensor) -> Tensor:
+        """R u = S u / S w."""
+        return product(ops.Product(u, self.weight, None, self._p.blocks, ops.RATIO, self._p.dim))
+
+    def mean(self, u: Tensor) -> Tensor:
+        """M u = S (w u) / S w."""
+        return product(ops.Product(u, self.weight, None, self._p.blocks, ops.MEAN, self._p.dim))
 
 
 # ---- sort ----
@@ -169,10 +152,10 @@ class _Sort(Function):
         return ops.sort(x, descending, True, dim)
 
     @staticmethod
-    def keep(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
-        ctx.dim = arguments[2]
-        ctx.mark_non_differentiable(outputs[1])
-        return (outputs[1],)
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+        ctx.dim = inputs[2]
+        ctx.mark_non_differentiable(output[1])
+        return (output[1],)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
@@ -194,9 +177,9 @@ class _Regression(Function):
         return v, blocks
 
     @staticmethod
-    def keep(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
-        x, weight, _, ctx.dim = arguments
-        v, blocks = outputs
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+        x, weight, _, ctx.dim = inputs
+        v, blocks = output
         ctx.mark_non_differentiable(blocks)
         return blocks, *((x, weight, v) if weight is not None else (None, None, None))
 
@@ -231,9 +214,9 @@ class _SoftRank(Function):
         return y, order, blocks
 
     @staticmethod
-    def keep(ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor | None, ...]:
-        _, _, ctx.scale, kl, ctx.dim = arguments
-        y, order, blocks = outputs
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+        _, _, ctx.scale, kl, ctx.dim = inputs
+        y, order, blocks = output
         ctx.mark_non_differentiable(order, blocks)
         return y if kl else None, order, blocks
 
@@ -277,10 +260,10 @@ class _SoftSort(Function):
 
     @staticmethod
     def keep(
-        ctx: Any, arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor, Tensor]
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
     ) -> tuple[Tensor | None, ...]:
-        _, _, ctx.sign, kl, ctx.dim = arguments
-        _, share, order, blocks = outputs
+        _, _, ctx.sign, kl, ctx.dim = inputs
+        _, share, order, blocks = output
         ctx.mark_non_differentiable(order, blocks, *(() if kl else (share,)))
         ctx.set_materialize_grads(False)
         return share if kl else None, order, blocks
@@ -305,9 +288,8 @@ class _SoftSort(Function):
         return product(p), share_tangent, None, None
 
 
-_PRODUCT = _forms(_Product)
-_RATIO = _forms(_Ratio)
-_SORT = _forms(_Sort)
-_REGRESSION = _forms(_Regression)
-_SOFT_RANK = _forms(_SoftRank)
-_SOFT_SORT = _forms(_SoftSort)
+_PRODUCT = operator(_Product, "block_product")
+_SORT = operator(_Sort)
+_REGRESSION = operator(_Regression)
+_SOFT_RANK = operator(_SoftRank)
+_SOFT_SORT = operator(_SoftSort)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 Four = tuple[int, int, int, int]
+Result = TypeVar("Result")
+
+
+def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep the results for the shapes and strides that come again with every batch."""
+    memory = functools.lru_cache(maxsize=1024)(function)
+
+    def call(*arguments: object) -> Result:
+        try:
+            return memory(*arguments)
+        except TypeError:  # sizes that are symbols while tracing cannot be hashed
+            return function(*arguments)
+
+    return call
 
 
 class Vectors(NamedTuple):
@@ -21,12 +36,7 @@ class Vectors(NamedTuple):
 
     def strides(self, t: Tensor) -> Four | None:
         """The strides of `t`, or None where its dimensions do not collapse into these four."""
-        strides = t.stride()
-        others = (*strides[: self.dim], *strides[self.dim + 1 :])
-        sizes = rest(t.shape, self.dim)
-        outer = _collapsed(sizes[: self.cut], others[: self.cut])
-        inner = _collapsed(sizes[self.cut :], others[self.cut :])
-        return None if outer is None or inner is None else (outer, inner, 0, strides[self.dim])
+        return _vector_strides(t.shape, t.stride(), self.dim, self.cut)
 
 
 class Samples(NamedTuple):
@@ -35,17 +45,17 @@ class Samples(NamedTuple):
     shape: Four
 
     def strides(self, t: Tensor) -> Four | None:
-        """The strides of logits or dense targets; None where d... does not collapse."""
-        return self._strides(t, 1) if t.ndim > 1 else (0, 0, t.stride(0), 0)
+        """The strides of logits; None where d... does not collapse."""
+        return _sample_strides(t.shape, t.stride(), min(t.ndim - 1, 1))
 
-    def index_strides(self, t: Tensor) -> Four | None:
-        """The strides of class indices [N, d...]; None where d... does not collapse."""
-        return self._strides(t, 0)
 
-    def _strides(self, t: Tensor, last: int) -> Four | None:
-        strides = t.stride()
-        along = _collapsed(t.shape[last + 1 :], strides[last + 1 :]) if t.ndim > last + 1 else 0
-        return None if along is None else (0, strides[1] if last else 0, strides[0], along)
+class Batch(NamedTuple):
+    """Where the logits and the targets of a loss lie; None where d... does not collapse."""
+
+    samples: Samples
+    strides: Four | None
+    dense: bool
+    target_strides: Four | None
 
 
 def rest(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
@@ -55,21 +65,73 @@ def rest(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
 
 def vectors(x: Tensor, dim: int) -> tuple[Tensor, Vectors]:
     """The vectors of `x` along `dim`; `x` is copied only if two strides cannot number them."""
-    sizes = rest(x.shape, dim)
-    # Dimensions on both sides of `dim` are kept apart: taken as one they would not collapse in a contiguous tensor.
-    cuts = (dim, *range(1, len(sizes))) if dim in (0, x.ndim - 1) else (dim,)
-    for cut in cuts:
-        layout = Vectors((math.prod(sizes[:cut]), math.prod(sizes[cut:]), 1, x.shape[dim]), dim, cut)
-        if layout.strides(x) is not None:
-            return x, layout
-    return x.contiguous(), Vectors((math.prod(sizes[:dim]), math.prod(sizes[dim:]), 1, x.shape[dim]), dim, dim)
+    layout, fits = _vectors(x.shape, x.stride(), dim)
+    return (x if fits else x.contiguous()), layout
 
 
 def samples(x: Tensor) -> tuple[Tensor, Samples]:
     """The samples of logits [N, C, d...] or [N]; `x` is copied only if d... does not collapse."""
-    classes = x.shape[1] if x.ndim > 1 else 1
-    layout = Samples((1, classes, x.shape[0], math.prod(x.shape[2:])))
-    return (x if layout.strides(x) is not None else x.contiguous()), layout
+    layout, fits = _samples(x.shape, x.stride())
+    return (x if fits else x.contiguous()), layout
+
+
+def batch(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Batch]:
+    """Logits [N, C, d...] or [N] and targets, class indices or dense; copied only where d... does not collapse."""
+    places = _batch(x.shape, x.stride(), target.shape, target.stride())
+    if places.strides is not None and places.target_strides is not None:
+        return x, target, places
+    x = x if places.strides is not None else x.contiguous()
+    target = target if places.target_strides is not None else target.contiguous()
+    return x, target, _batch(x.shape, x.stride(), target.shape, target.stride())
+
+
+@_remembered
+def _vectors(sizes: Sequence[int], strides: Sequence[int], dim: int) -> tuple[Vectors, bool]:
+    """The layout, and whether these strides fit it; contiguous ones do."""
+    others = rest(sizes, dim)
+    # Dimensions on both sides of `dim` are kept apart: taken as one they would not collapse in a contiguous tensor.
+    cuts = (dim, *range(1, len(others))) if dim in (0, len(sizes) - 1) else (dim,)
+    for cut in (*cuts, dim):
+        layout = Vectors((math.prod(others[:cut]), math.prod(others[cut:]), 1, sizes[dim]), dim, cut)
+        if _vector_strides(sizes, strides, dim, cut) is not None:
+            return layout, True
+    return layout, False
+
+
+@_remembered
+def _vector_strides(sizes: Sequence[int], strides: Sequence[int], dim: int, cut: int) -> Four | None:
+    other_sizes, other_strides = rest(sizes, dim), rest(strides, dim)
+    outer = _collapsed(other_sizes[:cut], other_strides[:cut])
+    inner = _collapsed(other_sizes[cut:], other_strides[cut:])
+    return None if outer is None or inner is None else (outer, inner, 0, strides[dim])
+
+
+@_remembered
+def _samples(sizes: Sequence[int], strides: Sequence[int]) -> tuple[Samples, bool]:
+    """The layout, and whether these strides fit it; contiguous ones do."""
+    last = min(len(sizes) - 1, 1)
+    layout = Samples((1, sizes[1] if last else 1, sizes[0], math.prod(sizes[2:])))
+    return layout, _sample_strides(sizes, strides, last) is not None
+
+
+@_remembered
+def _batch(
+    sizes: Sequence[int], strides: Sequence[int], target_sizes: Sequence[int], target_strides: Sequence[int]
+) -> Batch:
+    dense, last = target_sizes == sizes, min(len(sizes) - 1, 1)
+    return Batch(
+        _samples(sizes, strides)[0],
+        _sample_strides(sizes, strides, last),
+        dense,
+        _sample_strides(target_sizes, target_strides, last if dense else 0),
+    )
+
+
+@_remembered
+def _sample_strides(sizes: Sequence[int], strides: Sequence[int], last: int) -> Four | None:
+    """Strides of [N, C, d...], where `last` is 1, or of [N, d...], where it is 0."""
+    along = _collapsed(sizes[last + 1 :], strides[last + 1 :])
+    return None if along is None else (0, strides[1] if last else 0, strides[0], along)
 
 
 def output_like(x: Tensor, layout: Vectors | Samples) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _ops
-from ._autograd import project, tracing, transforming
+from . import _ops, reference
+from ._autograd import product, project, tracing, transforming
 from ._backends import has_kernels
 
 # The enumerations of csrc/hypersimplex.h.
@@ -35,17 +35,19 @@ class Arguments(NamedTuple):
 
     target: Tensor  # class indices [N, d...] int64, or dense like the logits
     k_values: Tensor | None  # [C] float64
-    k: float
-    mass_kind: int
     tau_values: Tensor | None  # [C] float64
-    tau: float
     weight: Tensor | None  # [C] float64
     sample_weight: Tensor | None  # [N, d...] float64
+    k: float
+    mass_kind: int
+    tau: float
     ignore_index: int
     label_smoothing: float
     kind: int
     reduction: int
 
+
+_TENSORS = 5  # of the arguments
 
 # Thresholds and numbers of active entries, [C] each.
 Statistics = Callable[[], tuple[Tensor, Tensor]]
@@ -53,10 +55,13 @@ Statistics = Callable[[], tuple[Tensor, Tensor]]
 
 def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
     """The loss, and a function that tells where its projections lie."""
-    if not _fusible(x, arguments):
+    traced = tracing()
+    if not _fusible(x, arguments) or (transforming() and not traced):
         return _composed(x, arguments)
-    if tracing() or (torch.is_grad_enabled() and x.requires_grad):
-        value, state = _FusedLoss.apply(x, arguments)  # type: ignore[no-untyped-call]
+    if not traced and x.requires_grad and torch.is_grad_enabled():
+        states: list[Tensor] = []
+        value = _FusedLoss.apply(x, arguments, states)  # type: ignore[no-untyped-call]
+        (state,) = states
     else:
         value, state = _ops.loss_forward(x, *arguments)
     classes = state.shape[0] // _ops.LOSS_STATE_ROWS
@@ -66,35 +71,93 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
 def _fusible(x: Tensor, arguments: Arguments) -> bool:
     if arguments.reduction == NONE or not has_kernels(x.device):
         return False
-    beside = (arguments.target, arguments.k_values, arguments.tau_values, arguments.weight, arguments.sample_weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in beside):
-        return False
-    return tracing() or not transforming()
+    if torch.is_grad_enabled():
+        for t in arguments[:_TENSORS]:
+            if isinstance(t, Tensor) and t.requires_grad:
+                return False
+    return True
 
 
 class _FusedLoss(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, arguments: Arguments) -> Any:
-        value, state = _ops.loss_forward(x, *arguments)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(state)
-        target, k_values, ctx.k, ctx.mass_kind, tau_values, ctx.tau, weight, sample_weight, *ctx.options = arguments
-        ctx.save_for_backward(x, state, target, k_values, tau_values, weight, sample_weight)
-        return value, state
+    """The loss, which leaves its state in a list: a second output would cost as much as a small batch."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
-        if grad is None:
-            return None, None
-        x, state, target, k_values, tau_values, weight, sample_weight = ctx.saved_tensors
-        arguments = Arguments(
-            *(target, k_values, ctx.k, ctx.mass_kind, tau_values, ctx.tau, weight, sample_weight), *ctx.options
-        )
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
-            (grad_x,) = torch.autograd.grad(_composed(x, arguments)[0], x, grad, create_graph=True)
-        else:
-            grad_x = _ops.loss_backward(grad, state, x, *arguments)
-        return grad_x, None
+    def forward(ctx: Any, x: Tensor, arguments: Arguments, states: list[Tensor]) -> Tensor:
+        value: Tensor
+        value, state = _ops.loss_forward(x, *arguments)
+        states.append(state)
+        ctx.save_for_backward(x, state, *arguments[:_TENSORS])
+        ctx.numbers = arguments[_TENSORS:]
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, state, *tensors = ctx.saved_tensors
+        # The registered derivative serves where this is differentiated again.
+        return _ops.loss_backward(grad, state, x, *tensors, *ctx.numbers), None, None
+
+
+# ---- derivatives of the operators, for torch.compile and of second order ----
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, *arguments = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, output[1], *arguments[:_TENSORS])
+    ctx.numbers = arguments[_TENSORS:]
+
+
+def _differentiate_loss(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, state, *tensors = ctx.saved_tensors
+    return _ops.loss_backward(grad, state, x, *tensors, *ctx.numbers), *(None,) * len(Arguments._fields)
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, state, x, *arguments = inputs
+    ctx.save_for_backward(grad, state, x, *arguments[:_TENSORS])
+    ctx.numbers = arguments[_TENSORS:]
+
+
+def _differentiate_gradient(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    grad, state, x, *tensors = ctx.saved_tensors
+    arguments = Arguments(*tensors, *ctx.numbers)
+    grad_grad = along = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = (_ops.loss_backward(torch.ones_like(grad), state, x, *arguments) * v).sum()
+    if ctx.needs_input_grad[2]:
+        along = _times_hessian(v, grad, state, x, arguments)
+    return grad_grad, None, along, *(None,) * len(Arguments._fields)
+
+
+def _times_hessian(v: Tensor, grad: Tensor, state: Tensor, x: Tensor, arguments: Arguments) -> Tensor:
+    """H v in closed form, as J is a projection: with sample weights s, class weight w and grad upstream.
+
+    Squared: 2 w / tau^2 J s J v. Fenchel-Young: w / tau^2 1_A (s v - mean_A(s) mean_A(v)).
+    """
+    batch, along = _batch(x, arguments), _rows(v)
+    samples, classes = batch.x.shape
+    mask = None if batch.valid is None else batch.valid.unsqueeze(1).expand(samples, classes)
+    placed = mask, state[: 2 * classes].view(2, classes), arguments.tau_values, arguments.tau, 0
+    tau = arguments.tau if arguments.tau_values is None else arguments.tau_values
+    factor = grad.to(state.dtype) * state[-1] / tau
+    if arguments.weight is not None:
+        factor = factor * arguments.weight
+    out = product(along, batch.x, *placed)  # J v / tau
+    if arguments.sample_weight is not None:
+        s = arguments.sample_weight.reshape(-1, 1).to(out.dtype)
+        if arguments.kind == SQUARED:
+            out = product(s * out, batch.x, *placed) * tau
+        else:  # s J v + mean_A(v) J s
+            filled = batch.x if mask is None else batch.x.masked_fill(~mask, -math.inf)
+            active = reference.active(filled, placed[1], tau, 0)
+            mean = torch.where(active, along, 0.0).sum(0) / active.sum(0).clamp(min=1)
+            out = s * out + mean * product(s.expand_as(out), batch.x, *placed)
+    out = out * (factor * (2 if arguments.kind == SQUARED else 1))
+    return _unflattened(out, x).to(x.dtype)
+
+
+_ops.register_derivative("loss_forward", _differentiate_loss, _save_loss)
+_ops.register_derivative("loss_backward", _differentiate_gradient, _save_gradient)
 
 
 # ---- composed ----
@@ -111,17 +174,23 @@ class _Batch(NamedTuple):
     off: float
 
 
+def _rows(t: Tensor) -> Tensor:
+    """[N, C, d...] or [N] as [n, C], in float32 at least."""
+    t = t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1).flatten(0, -2)
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _unflattened(t: Tensor, x: Tensor) -> Tensor:
+    """Back from [n, C] to the shape of `x`."""
+    return t.squeeze(1) if x.ndim == 1 else t.reshape(x.shape[0], *x.shape[2:], t.shape[1]).movedim(-1, 1)
+
+
 def _batch(x: Tensor, arguments: Arguments) -> _Batch:
     target, smoothing = arguments.target, arguments.label_smoothing
-
-    def flat(t: Tensor) -> Tensor:
-        t = t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1).flatten(0, -2)
-        return t.to(torch.promote_types(t.dtype, torch.float32))
-
-    logits = flat(x)
+    logits = _rows(x)
     keep, off = 1 - smoothing, smoothing / max(logits.shape[1], 2)
     if target.shape == x.shape:
-        return _Batch(logits, flat(target), None, None, keep, off)
+        return _Batch(logits, _rows(target), None, None, keep, off)
     index = target.flatten()
     valid = index != arguments.ignore_index
     if index.device.type == "cpu" and not tracing() and not transforming():
@@ -193,8 +262,7 @@ def _fenchel_young(x: Tensor, p: Tensor, r: Tensor, state: Tensor, arguments: Ar
 
 def _reduce(terms: Tensor, x: Tensor, batch: _Batch, arguments: Arguments) -> Tensor:
     if arguments.reduction == NONE:
-        shape = (x.shape[0], *x.shape[2:], batch.x.shape[1])
-        return (terms.squeeze(1) if x.ndim == 1 else terms.reshape(shape).movedim(-1, 1)).to(x.dtype)
+        return _unflattened(terms, x).to(x.dtype)
     total = terms.sum(dtype=terms.dtype)
     if arguments.reduction == SUM:
         return total.to(x.dtype)

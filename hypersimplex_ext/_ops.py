@@ -6,6 +6,7 @@ float64 [*rest], the state of a projection is float64 [2, *rest]. `mask` has the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from . import _layout, reference
 from ._backends import backend_of
-from ._layout import Four, Samples, Vectors
+from ._layout import Batch, Four, Samples, Vectors
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 LOSS_STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
@@ -23,8 +24,26 @@ LOSS_STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
 _LIBRARY = torch.library.Library("hypersimplex_ext", "DEF")  # type: ignore[no-untyped-call]
 
 
+def register_derivative(name: str, backward: Callable[..., Any], save: Callable[..., Any]) -> None:
+    """Differentiate an operator by `backward` where it is called as such: by what torch.compile makes, above all."""
+    torch.library.register_autograd(f"hypersimplex_ext::{name}", backward, setup_context=save, lib=_LIBRARY)
+
+
+# The dispatch keys of memory that kernels read as it is; those of autograd and autocast stand above and do not matter.
+_BELOW_AUTOGRAD = torch._C._after_ADInplaceOrView_keyset.raw_repr()
+_DENSE = {torch._C.DispatchKeySet(key).raw_repr() for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)}
+# What is always in place: without any mode or transform, and in inference mode.
+_ALWAYS = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+_IDLE = {keys.raw_repr() for keys in (_ALWAYS, _ALWAYS.add(torch._C.DispatchKey.ADInplaceOrView))}
+
+_NUMBERS = {type(None), int, float, bool}  # told from tensors faster than by isinstance
+
+
 def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function under this schema for every device, and `fake` for tracing."""
+    """Register a function under this schema for every device, and `fake` for tracing.
+
+    What takes its place goes through the dispatcher only where something waits there, as that takes 5 microseconds.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
@@ -32,9 +51,30 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"hypersimplex_ext::{name}", fake, lib=_LIBRARY)
         overload: Callable[..., Any] = getattr(torch.ops.hypersimplex_ext, name).default
-        return overload
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            if torch.compiler.is_compiling() or not _plain(arguments):
+                return overload(*arguments)
+            return function(*arguments)
+
+        return call
 
     return register
+
+
+def _plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether nothing comes before the kernels: no mode, transform, subclass, lazily negated tensor or gradient."""
+    if torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE:
+        return False
+    recorded = torch.is_grad_enabled()
+    for argument in arguments:
+        if type(argument) not in _NUMBERS and isinstance(argument, Tensor):
+            if torch._C._dispatch_keys(argument).raw_repr() & _BELOW_AUTOGRAD not in _DENSE:
+                return False
+            if recorded and argument.requires_grad:
+                return False
+    return True
 
 
 # ---- projection ----
@@ -158,8 +198,8 @@ def _multiply(
 # ---- loss ----
 
 _LOSS_ARGUMENTS = (
-    "Tensor x, Tensor target, Tensor? k_values, float k, int mass_kind, Tensor? tau_values, float tau, Tensor? weight,"
-    " Tensor? sample_weight, int ignore_index, float label_smoothing, int kind, int reduction"
+    "Tensor x, Tensor target, Tensor? k_values, Tensor? tau_values, Tensor? weight, Tensor? sample_weight, float k,"
+    " int mass_kind, float tau, int ignore_index, float label_smoothing, int kind, int reduction"
 )
 
 
@@ -169,16 +209,18 @@ def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
 
 
 @_operator(f"loss_forward({_LOSS_ARGUMENTS}) -> (Tensor loss, Tensor state)", _loss_forward_fake)
-def loss_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def loss_forward(
+    x: Tensor, target: Tensor, k_values: Tensor | None, tau_values: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
     """The loss, and what its backward needs: `LOSS_STATE_ROWS` rows [C], then the scale."""
-    x, layout = _layout.samples(x)
-    check_values("k", arguments[1], layout.shape[2] * layout.shape[3])
-    check_values("tau", arguments[4])
+    x, target, batch = _layout.batch(x, target)
+    check_values("k", k_values, batch.samples.shape[2] * batch.samples.shape[3])
+    check_values("tau", tau_values)
     loss, state = _loss_forward_fake(x)
     if x.numel() == 0:
-        state.zero_()[: layout.shape[1]] = math.inf
-        return loss.fill_(math.nan if arguments[-1] == 0 else 0.0), state
-    _call_loss("loss_forward", x, layout, arguments, state, loss.data_ptr())
+        state.zero_()[: batch.samples.shape[1]] = math.inf
+        return loss.fill_(math.nan if settings[-1] == 0 else 0.0), state
+    _call_loss("loss_forward", x, target, batch, (k_values, tau_values, *settings), state, loss.data_ptr())
     return loss, state
 
 
@@ -187,35 +229,30 @@ def _loss_backward_fake(grad: Tensor, state: Tensor, x: Tensor, *_arguments: obj
 
 
 @_operator(f"loss_backward(Tensor grad, Tensor state, {_LOSS_ARGUMENTS}) -> Tensor", _loss_backward_fake)
-def loss_backward(grad: Tensor, state: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+def loss_backward(grad: Tensor, state: Tensor, x: Tensor, target: Tensor, *settings: Any) -> Tensor:
     """The gradient of the loss in `x`."""
-    x, layout = _layout.samples(x)
-    out = _layout.output_like(x, layout)
+    x, target, batch = _layout.batch(x, target)
+    out = _layout.output_like(x, batch.samples)
     if x.numel():
-        grad = grad.to(x.dtype)
-        _call_loss("loss_backward", x, layout, arguments, state.contiguous(), grad.data_ptr(), *_located(out, layout))
+        grad = grad if grad.dtype == x.dtype else grad.to(x.dtype)
+        place = _located(out, batch.samples)
+        _call_loss("loss_backward", x, target, batch, settings, state.contiguous(), grad.data_ptr(), *place)
     return out
 
 
 def _call_loss(
-    name: str, x: Tensor, layout: Samples, arguments: tuple[Any, ...], state: Tensor, *results: int | Four
+    name: str, x: Tensor, target: Tensor, batch: Batch, settings: tuple[Any, ...], state: Tensor, *results: int | Four
 ) -> None:
-    (target, k_values, k, mass_kind, tau_values, tau, weight, sample_weight, *options) = arguments
+    *tensors, k, mass_kind, tau, ignore_index, smoothing, kind, reduction = settings
+    tensors = [t if t is None else t.contiguous() for t in tensors]
+    k_values, tau_values, weight, sample_weight = [0 if t is None else t.data_ptr() for t in tensors]
+    samples, strides, dense, target_strides = batch
     backend = backend_of(x.device)
     assert backend is not None  # without kernels the loss is composed of the operators above
-    dense = target.shape == x.shape
-    strides = layout.strides(target) if dense else layout.index_strides(target)
-    if strides is None:
-        target = target.contiguous()
-        strides = layout.strides(target) if dense else layout.index_strides(target)
-    k_values, tau_values = _contiguous(k_values), _contiguous(tau_values)
-    weight, sample_weight = _contiguous(weight), _contiguous(sample_weight)
     backend.call(
-        getattr(backend.kernels, name),
-        x.device,
-        *(DTYPES[x.dtype], layout.shape, *_located(x, layout), int(dense), target.data_ptr(), strides),
-        *(mass_kind, _address(k_values), k, _address(tau_values), tau, _address(weight), _address(sample_weight)),
-        *(*options, state.data_ptr(), *results),
+        *(getattr(backend.kernels, name), x.device, DTYPES[x.dtype], samples.shape, x.data_ptr(), strides, dense),
+        *(target.data_ptr(), target_strides, mass_kind, k_values, k, tau_values, tau, weight, sample_weight),
+        *(ignore_index, smoothing, kind, reduction, state.data_ptr(), *results),
     )
 
 

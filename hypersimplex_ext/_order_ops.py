@@ -35,7 +35,10 @@ _NOWHERE: tuple[int, Four] = (0, (0, 0, 0, 0))
 
 def _packed(like: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor in the shape of `like` in which each vector is one run."""
-    return like.new_empty((*_layout.rest(like.shape, dim), like.shape[dim]), dtype=dtype).movedim(-1, dim)
+    strides, step = [1] * like.ndim, like.shape[dim]
+    for i in reversed([i for i in range(like.ndim) if i != dim]):
+        strides[i], step = step, step * like.shape[i]
+    return like.new_empty_strided(like.shape, strides, dtype=dtype)
 
 
 def _located(t: Tensor | None, layout: Vectors, kept: list[Tensor]) -> tuple[int, Four]:

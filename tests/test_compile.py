@@ -44,7 +44,7 @@ def test_operators_are_registered_rightly(per_vector):
 def test_loss_operators_are_registered_rightly(shape, dense):
     for x in layouts(shape):
         target = torch.rand(x.shape).to(x.dtype) if dense else torch.randint(4, (x.shape[0], *x.shape[2:])) % x.shape[1]
-        arguments = (x, target, None, 0.0, 1, None, 1.0, None, None, -100, 0.0, 0, 0)
+        arguments = (x, target, None, None, None, None, 0.0, 1, 1.0, -100, 0.0, 0, 0)
         torch.library.opcheck(OPERATORS.loss_forward.default, arguments)
         state = OPERATORS.loss_forward(*arguments)[1]
         torch.library.opcheck(OPERATORS.loss_backward.default, (torch.ones((), dtype=x.dtype), state, *arguments))
@@ -126,6 +126,22 @@ def test_training_with_inductor():
         assert_close(loss.running_threshold, twins[1].running_threshold, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["projection", "k and tau", "mask", "loss", "fenchel_young", "composed"])
+def test_double_backward_of_what_the_eager_backend_makes(name):
+    results = []
+    for function in (FUNCTIONS[name], torch.compile(FUNCTIONS[name], fullgraph=True, backend="eager")):
+        torch.manual_seed(0)
+        leaves = [torch.randn(20, 6).double(), torch.tensor(2.2).double(), torch.tensor(0.8).double()]
+        leaves = [t.requires_grad_() for t in leaves]
+        (first,) = torch.autograd.grad(function(*leaves).sum(), leaves[:1], create_graph=True)
+        results.append(torch.autograd.grad((first**2).sum(), leaves, allow_unused=True))
+    assert results[0][0].any()
+    for eager, compiled in zip(*results, strict=True):
+        assert (eager is None) == (compiled is None)
+        if eager is not None:
+            assert_close(compiled, eager, 1e-12)
+
+
 @pytest.mark.parametrize("name", ["projection", "loss"])
 def test_compiled_double_backward_is_refused(name):
     """By PyTorch, for whatever it compiles; uncompiled it works."""
@@ -176,3 +192,58 @@ def test_export():
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
     larger = torch.randn(11, 5)
     assert_close(exported.module()(larger).detach(), model(larger).detach(), 1e-6)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_the_loss(strict):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 6)
+
+        def forward(self, x, labels):
+            return hypersimplex_loss(self.layer(x), labels)
+
+    model, batch = Model(), torch.export.Dim("batch", min=2)
+    dynamic = ({0: batch}, {0: batch})
+    exported = torch.export.export(model, (torch.randn(7, 5), LABELS[:7]), dynamic_shapes=dynamic, strict=strict)
+    x = torch.randn(20, 5)
+    value = exported.module()(x, LABELS)
+    assert_close(value.detach(), model(x, LABELS).detach(), 1e-6)
+    assert value.requires_grad
+
+
+# ---- what stands between a call and the kernels ----
+
+
+def test_lazily_negated_logits():
+    x, zero = torch.randn(20, 6), torch._efficientzerotensor(20, 6)
+    negated = torch.complex(x, x).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(soft_binary_argmax(negated, 2), soft_binary_argmax(-x, 2))
+    assert torch.equal(hypersimplex_loss(negated, LABELS), hypersimplex_loss(-x, LABELS))
+    assert_close(soft_binary_argmax(zero, 2), torch.full((20, 6), 1 / 3), 1e-6)
+
+
+def test_modes_see_the_operators():
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            seen.append(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    seen = []
+    x = torch.randn(20, 6, requires_grad=True)
+    with Recorder():
+        (hypersimplex_loss(x, LABELS) + soft_binary_argmax(x, 2).square().sum()).backward()
+    for name in ("loss_forward", "threshold", "jvp", "loss_backward"):
+        assert f"hypersimplex_ext.{name}.default" in seen
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        value = hypersimplex_loss(fake, mode.from_tensor(LABELS))
+        assert torch.autograd.grad(value, fake)[0].shape == x.shape
+
+
+def test_recorded_by_make_fx():
+    trace = torch.fx.experimental.proxy_tensor.make_fx(lambda x: soft_binary_argmax(x, 2), pre_dispatch=True)
+    x, other = torch.randn(2, 20, 6)
+    assert torch.equal(trace(x)(other), soft_binary_argmax(other, 2))

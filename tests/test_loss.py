@@ -1,5 +1,6 @@
 """The loss: fused against composed against the reference, for every combination of what it takes."""
 
+import functools
 import itertools
 import math
 
@@ -231,7 +232,7 @@ def test_targets_are_counted_exactly(device):
 
 
 def arguments(target, tau=1.0, kind=0, reduction=0):
-    return _loss.Arguments(target, None, 0.0, _loss.TARGETS, None, tau, None, None, IGNORED, 0.0, kind, reduction)
+    return _loss.Arguments(target, None, None, None, None, 0.0, _loss.TARGETS, tau, IGNORED, 0.0, kind, reduction)
 
 
 # ---- what the fused route promises ----
@@ -328,6 +329,49 @@ def test_second_order_with_class_indices(device, kind):
     assert torch.autograd.gradgradcheck(function, (x,))
     by_transforms = torch.func.hessian(function)(x.detach())
     assert_close(by_transforms, torch.autograd.functional.hessian(function, x), 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("k", ["targets", 0.5, 3, "tensor"])
+def test_second_order_with_every_option(device, kind, reduction, k):
+    """In the logits alone, where the fused loss has its Hessian in closed form."""
+    x = smooth_batch(device)[0]
+    samples, classes = x.shape
+    target = torch.arange(samples, device=device) % classes
+    target[-1] = IGNORED
+    settings = {
+        "weight": torch.linspace(0.5, 1.5, classes, device=device),
+        "sample_weight": torch.linspace(0.3, 2, samples, device=device).double(),
+        "ignore_index": IGNORED,
+        "label_smoothing": 0.1,
+    }
+    mass = torch.full((classes,), 2.5, device=device) if k == "tensor" else k
+    tau = torch.linspace(0.8, 1.2, classes, device=device)
+
+    def value(x, **more):
+        return hypersimplex_loss(x, target, mass, tau, kind=kind, reduction=reduction, **more)
+
+    upstream = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
+    v = torch.randn_like(x)
+    for some in (settings, {"ignore_index": IGNORED}, {"ignore_index": IGNORED, "weight": settings["weight"]}):
+        leaf = x.detach().clone().requires_grad_()
+        route = value(leaf, **some).grad_fn
+        assert type(route).__name__ == "_FusedLossBackward"
+        products = []
+        for function in (value, functools.partial(composed, value)):
+            (first,) = torch.autograd.grad(function(leaf, **some), leaf, upstream, create_graph=True)
+            products.append(torch.autograd.grad(first, (leaf, upstream), v))
+        for closed, other in zip(*products, strict=True):
+            assert other.any()
+            assert_close(closed, other, 1e-11)
+
+
+def composed(value, x, **settings):
+    """The same loss by the other route."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_loss, "_fusible", lambda *_: False)
+        return value(x, **settings)
 
 
 def test_hessian_of_the_squared_loss(device):
