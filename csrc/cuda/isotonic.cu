@@ -185,15 +185,16 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
         to.ending[c] = own.ending[chunk] + int(unit.begin);
         to.before[c] = own.before[chunk];
         to.after[c] = own.after[chunk];
-        for (int i = 0; i < kChunkElements; ++i) {
-          const int j = chunk * kChunkElements + i;
-          to.first[unit.begin + j] = own.first[own.slot(j)];
-          if (to.second) to.second[unit.begin + j] = own.second[own.slot(j)];
-        }
         if (chunk == 0 && !regular(0)) into.irregular[unit.vector] = 1;
       }
     }
-    if (!long_vectors) {
+    if (long_vectors) {
+      const Pieces<false> to = into.pieces(args.blocks, unit.vector, int(plan.n));
+      for (int j = team.rank(); j < chunks * kChunkElements; j += team.size()) {
+        to.first[unit.begin + j] = own.first[own.slot(j)];
+        if (to.second) to.second[unit.begin + j] = own.second[own.slot(j)];
+      }
+    } else {
       const Elements elements(args, plan, unit);
       for_places(plan, team, plan.share, [&](int c, int j) {
         if (c < unit.columns && j < unit.count)

@@ -5,6 +5,9 @@
 //   cluster   a cluster of 2 to 16 blocks per tile, shared memory of all of them  16 times as much (compute capability
 //   9) grid      several blocks per tile that meet in global memory, entries read again from there
 //
+// The kernels that order and pool divide vectors in their own way, rows.cuh: short, block and grid mean warps, a block
+// and several launches there.
+//
 // A tile is one vector, or vectors that lie side by side in memory ("columns"). Where blocks alone suffice to fill the
 // device, a tile too long for shared memory is left to one block, which then reads its entries again as a grid would.
 #pragma once
