@@ -1,7 +1,8 @@
 """Sort, isotonic regression and its Jacobian products as PyTorch sees them; see `_ops` for how operators are made.
 
 Vectors lie along `dim`, which is not negative; what there is one of per vector has the other dimensions, [*rest]. The
-blocks of a regression are int32 [*rest, ceil(n / 32)], a bit per element that says whether a block starts there. What
+blocks of a regression are a bit per element that says whether a block starts there, in the bytes of 32-bit words: uint8
+[*rest, 4 * ceil(n / 32)]. (A size that may be 1, as that of the words, would be a special case to torch.compile.) What
 is only handed on, from one operator to the next, is packed: each vector is one run of memory, whatever `dim` is.
 """
 
@@ -114,9 +115,9 @@ class Regression(NamedTuple):
 
 def _isotonic_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     r = Regression(*arguments)
-    blocks = (*_layout.rest(r.like.shape, r.dim), (r.like.shape[r.dim] + 31) // 32)
+    blocks = (*_layout.rest(r.like.shape, r.dim), 4 * ((r.like.shape[r.dim] + 31) // 32))
     share = _packed(r.like, r.dim) if r.wants_share else r.like.new_empty(0)
-    return r.like.new_empty(r.like.shape), share, r.like.new_empty(blocks, dtype=torch.int32)
+    return r.like.new_empty(r.like.shape), share, r.like.new_empty(blocks, dtype=torch.uint8)
 
 
 @_operator(
@@ -183,15 +184,15 @@ def _isotonic_in_torch(r: Regression, out: Tensor, share: Tensor, blocks: Tensor
 
 
 def _bits(starts: Tensor) -> Tensor:
-    """Bools [..., n] as int32 [..., ceil(n / 32)]."""
+    """Bools [..., n] as the bytes of little-endian words, [..., 4 * ceil(n / 32)]."""
     padded = torch.nn.functional.pad(starts, (0, -starts.shape[-1] % 32))
-    words = padded.reshape(*starts.shape[:-1], -1, 32).long() << torch.arange(32, device=starts.device)
-    return words.sum(-1).to(torch.uint32).view(torch.int32)
+    bits = padded.reshape(*starts.shape[:-1], -1, 8).int() << torch.arange(8, dtype=torch.int32, device=starts.device)
+    return bits.sum(-1).to(torch.uint8)
 
 
 def _starts(blocks: Tensor, n: int) -> Tensor:
     """The inverse of `_bits`."""
-    bits = blocks.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=blocks.device)
+    bits = blocks.int().unsqueeze(-1) >> torch.arange(8, dtype=torch.int32, device=blocks.device)
     return (bits & 1).bool().flatten(-2)[..., :n]
 
 

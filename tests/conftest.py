@@ -76,3 +76,43 @@ def without_kernels(monkeypatch):
     """No kernels for any device, and no warning about it."""
     monkeypatch.setattr(_backends, "BACKENDS", {})
     monkeypatch.setattr(_backends, "_announced", {"cpu", "cuda"})
+
+
+def needs_clusters(regime):
+    """Skip where the GPU cannot launch what a regime wants."""
+    if regime.startswith("cluster") and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters need compute capability 9.0")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            "simt", marks=pytest.mark.skipif(not importlib.util.find_spec("tests.simt"), reason="no emulator")
+        ),
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+    ]
+)
+def on_device(request, monkeypatch):
+    """The device whose tensors the kernels take, and the names of the kernels launched since the last call."""
+    if request.param == "cuda":
+        needs_clusters(request.node.callspec.params.get("regime", ""))
+        yield torch.device("cuda"), lambda: None
+        return
+    simt = importlib.import_module("tests.simt")
+    module = simt.load("_C_simt")
+
+    def call(function, device, *arguments):
+        memory = []
+
+        def allocate(size):
+            memory.append(torch.full((size,), 255, dtype=torch.uint8))  # as good as uninitialised
+            return memory[-1].data_ptr()
+
+        function(*arguments, 0, allocate)
+
+    monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(module.cuda, call))
+    device = simt.Device(module)
+    before = device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH]
+    device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH] = 9, 1
+    yield torch.device("cpu"), device.take_launches
+    device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH] = before

@@ -1,12 +1,11 @@
 """The CUDA kernels' regimes, each forced on vectors so short that the emulator runs them too."""
 
-import importlib.util
 import itertools
 
 import pytest
 import torch
 
-from hypersimplex_ext import _backends, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 from .cases import assert_projection
 from .conftest import KERNELS
@@ -25,46 +24,6 @@ REGIMES = [
 ]
 # [rows, n] along the rows, [n, columns] in place along the columns, and dimensions that are neither.
 SHAPES = [((3, 17), 1), ((2, 131), 1), ((64, 3), 0), ((131, 40), 0), ((2, 33, 5), 1)]
-
-
-def needs_clusters(regime):
-    """Skip where the GPU cannot launch what a regime wants."""
-    if regime.startswith("cluster") and torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("clusters need compute capability 9.0")
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(
-            "simt", marks=pytest.mark.skipif(not importlib.util.find_spec("tests.simt"), reason="no emulator")
-        ),
-        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
-    ]
-)
-def on_device(request, monkeypatch):
-    """The device whose tensors the kernels take, and the names of the kernels launched since the last call."""
-    if request.param == "cuda":
-        needs_clusters(request.node.callspec.params.get("regime", ""))
-        yield torch.device("cuda"), lambda: None
-        return
-    simt = importlib.import_module("tests.simt")
-    module = simt.load("_C_simt")
-
-    def call(function, device, *arguments):
-        memory = []
-
-        def allocate(size):
-            memory.append(torch.full((size,), 255, dtype=torch.uint8))  # as good as uninitialised
-            return memory[-1].data_ptr()
-
-        function(*arguments, 0, allocate)
-
-    monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(module.cuda, call))
-    device = simt.Device(module)
-    before = device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH]
-    device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH] = 9, 1
-    yield torch.device("cpu"), device.take_launches
-    device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH] = before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -16,7 +16,8 @@ from hypersimplex_ext import _backends, hypersimplex_loss, soft_binary_argmax
 from hypersimplex_ext.nn import HyperSimplexLoss
 from tests import simt
 
-from .test_cuda import REGIMES, needs_clusters
+from .conftest import needs_clusters
+from .test_cuda import REGIMES
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 ROWS, N, SAMPLES, CLASSES = 6, 150, 130, 5

@@ -25,6 +25,7 @@ __device__ __forceinline__ T* shared_memory(int bytes_before) {
 }
 
 __device__ __forceinline__ void block_barrier() { __syncthreads(); }
+__device__ __forceinline__ bool any_thread(bool predicate) { return __syncthreads_or(predicate) != 0; }
 
 // Clusters exist from compute capability 9.0 on; elsewhere the host never chooses them.
 #if defined(__SIMT__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)

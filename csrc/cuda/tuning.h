@@ -5,6 +5,9 @@
 //   cluster   a cluster of 2 to 16 blocks per tile, shared memory of all of them  16 times as much (compute capability
 //   9) grid      several blocks per tile that meet in global memory, entries read again from there
 //
+// The kernels that order and pool divide vectors in their own way, rows.cuh: short, block and grid mean warps, a block
+// and several launches there.
+//
 // A tile is one vector, or vectors that lie side by side in memory ("columns"). Where blocks alone suffice to fill the
 // device, a tile too long for shared memory is left to one block, which then reads its entries again as a grid would.
 #pragma once
@@ -43,6 +46,9 @@ constexpr int kPassEntries = 4;          // entries at least of each of them,
 constexpr int kPassBlocks = 8;           // and blocks at most per multiprocessor, if each tile gets one
 constexpr int kLineBytes = 128;          // of memory, the width of a tile in such a pass
 constexpr int kPortableCluster = 8, kLargestCluster = 16;
+constexpr int kSortThreads = 512;                       // per block at most: entries take most of the registers
+constexpr int kPoolThreads = 512;                       // per vector that is pooled in one block,
+constexpr int kPoolTileThreads = 128;                   // and per tile of a longer one
 constexpr int kFlush = 64;                              // entries summed in float32 before they are added to a double
 constexpr int64_t kLeastCompaction = int64_t(1) << 25;  // entries for which sampling and compaction pay
 }  // namespace tuning

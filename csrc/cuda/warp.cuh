@@ -49,6 +49,19 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+// In float32, with the last bit set where v lies between two of its numbers: a half rounded from that is v rounded
+// once.
+__device__ __forceinline__ float round_to_odd(double v) {
+  float nearest = float(v);
+  if (double(nearest) == v || v != v || fabs(nearest) == kInfinity<float>) return nearest;
+  uint32_t bits;
+  memcpy(&bits, &nearest, sizeof bits);
+  if ((fabs(double(nearest)) > fabs(v))) --bits;  // toward zero
+  bits |= 1;
+  memcpy(&nearest, &bits, sizeof bits);
+  return nearest;
+}
+
 template <class T>
 __device__ __forceinline__ bool is_finite(T v) {
   return fabs(v) <= kLargest<T>;
@@ -115,9 +128,29 @@ __device__ __forceinline__ unsigned lanes_where(bool predicate) { return __ballo
 __device__ __forceinline__ int lanes_below(unsigned lanes) { return __popc(lanes & ((1u << lane_id()) - 1)); }
 __device__ __forceinline__ int lane_count(unsigned lanes) { return __popc(lanes); }
 
+__device__ __forceinline__ int lowest_bit(unsigned bits) { return __ffs(int(bits)) - 1; }    // of some
+__device__ __forceinline__ int highest_bit(unsigned bits) { return 31 - __clz(int(bits)); }  // of some
+
 template <class T>
 __device__ __forceinline__ T from_lane(T v, int lane) {
   return __shfl_sync(kAllLanes, v, lane);
+}
+
+// The first p in [low, high) for which the predicate holds, as it then does up to high; or high. The lanes of a warp
+// come here together, and `lanes` neighbours each, a power of two, search a range of their own.
+template <class Index, class Predicate>
+__device__ __forceinline__ Index first_where(Index low, Index high, int lanes, Predicate holds) {
+  const int own = lane_id() & (lanes - 1), first = lane_id() - own;
+  while (any_lane(low < high)) {
+    const Index step = (high - low + lanes) / (lanes + 1), p = low + (own + 1) * step - 1;
+    const unsigned votes = lanes_where(low >= high || p >= high || holds(p)) >> first;
+    if (low >= high) continue;
+    const int failed = votes == 0 ? lanes : lowest_bit(votes) < lanes ? lowest_bit(votes) : lanes;
+    if (failed < lanes && low + (failed + 1) * step - 1 < high) high = low + (failed + 1) * step - 1;
+    low += failed * step;
+    if (low > high) low = high;
+  }
+  return low;
 }
 
 // The lanes that work on one vector: those whose numbers differ in the bits from `first` up to, but not, `end`. Each
