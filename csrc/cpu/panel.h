@@ -62,7 +62,8 @@ static inline Plan make_plan(const Shape& shape, const Strides& strides, int max
     int twos = plan.columns & -plan.columns;
     plan.width = plan.columns * kGroup / (twos < kGroup ? twos : kGroup);
   } else if (adjacent && plan.lane_count >= kGroup && strides.n2 != 1) {
-    plan.columns = plan.width = int(smaller(max_columns, plan.lane_count / kGroup * kGroup));
+    const int64_t most = plan.n > kShort ? max_columns : kBlock / kShort;  // short vectors make one block
+    plan.columns = plan.width = int(smaller(most, plan.lane_count / kGroup * kGroup));
   } else if (plan.n <= kShort && plan.lane_count > 1) {
     plan.columns = plan.width = kGroup;
   } else {

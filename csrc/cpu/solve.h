@@ -6,6 +6,7 @@
 
 #include "exact.h"
 #include "panel.h"
+#include "short.h"
 #include "tail.h"
 
 namespace hypersimplex {
@@ -22,8 +23,8 @@ static inline double project_entry(double x, double p, double d, double tau) {
 // Whether lanes.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
 template <class T>
 static inline bool regular(double p, double d, double tau) {
-  double rate = 1 / tau, limit = double(kLargest<T>) / 16;
-  return p == p && (p != HUGE_VAL || d == 0) && rate < limit && tau < limit && rate > 1 / limit;
+  constexpr double limit = double(kLargest<T>) / 16;
+  return p == p && (p != HUGE_VAL || d == 0) && tau > 1 / limit && tau < limit;
 }
 
 // The thresholds p + d and temperatures of a panel's vectors; columns that are padding have an infinite threshold.
@@ -106,6 +107,7 @@ class PanelSolver {
   // Leaves p and d of every live column in `state`, starting there at the panel's first vector.
   void solve(const PerVector& k, const PerVector& tau, double* p, double* d) {
     keep();
+    if (solve_short(k, tau, p, d)) return;
     start(k, tau, p, d);
     for (int evaluations = 0; searching_ > 0 && evaluations < kMaxEvaluations; ++evaluations) step(p, d);
     if (searching_ > 0) finish_exactly(p, d);
@@ -143,6 +145,35 @@ class PanelSolver {
     });
   }
 
+  // Short vectors side by side; false where some lanes are left to the general search.
+  bool solve_short(const PerVector& k, const PerVector& tau, double* p, double* d) {
+    if (columns_ != plan_.width || plan_.n > kShort || !kept_.at) return false;
+    bool all = true;
+    for (int first = 0; first < panel_.live; first += kGroup) {
+      alignas(64) double mass[kGroup], temperature[kGroup], quantile[kGroup], root_p[kGroup], root_d[kGroup];
+      double last_mass = -1, z = 0;
+      for (int l = 0; l < kGroup; ++l) {
+        const bool live = first + l < panel_.live;
+        const int64_t v = panel_.vector(first + l);
+        temperature[l] = live ? at(tau, v) : 1;
+        mass[l] = live && regular<T>(0, 0, temperature[l]) ? at(k, v) : 0;
+        if (!(mass[l] >= 0 && mass[l] <= double(plan_.n))) mass[l] = 0;  // not for this search
+        if (mass[l] != last_mass) z = normal_quantile(1 - mass[l] / double(plan_.n));
+        quantile[l] = z;
+        last_mass = mass[l];
+      }
+      bool* solved = solved_ + first;
+      ShortSearch<T>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p, root_d,
+                             solved);
+      for (int l = 0; l < smaller(kGroup, panel_.live - first); ++l) {
+        all &= solved[l];
+        p[first + l] = root_p[l];
+        d[first + l] = root_d[l];
+      }
+    }
+    return all;
+  }
+
   // Moments, special rows, first guess.
   void start(const PerVector& k, const PerVector& tau, double* p, double* d) {
     alignas(64) T shift[kMaxLanes], first[kMaxLanes];
@@ -175,7 +206,7 @@ class PanelSolver {
       search_[c].status = SearchStatus::kFound;
       thresholds_.set(c, {HUGE_VAL, 0});
       thresholds_.tau[c] = 1;
-      if (c >= panel_.live) continue;
+      if (c >= panel_.live || solved_[c]) continue;
       int64_t v = panel_.vector(c);
       double mass = at(k, v), temperature = at(tau, v), count = moments.sums.a[c];
       double infinite = all_finite ? 0 : special.a[c];
@@ -309,7 +340,7 @@ class PanelSolver {
   Thresholds thresholds_;
   Lanes<T> lanes_;
   Search<T> search_[kMaxLanes];
-  bool searching_at_[kMaxLanes];
+  bool searching_at_[kMaxLanes], solved_[kMaxLanes] = {};
   int searching_ = 0, gaps_ = 0;
 };
 
