@@ -23,6 +23,14 @@ struct alignas(64) LaneSums {
   }
   static void fold(double* row, int width, int columns) {
     int lanes = width;
+    if (columns == 1) {
+      for (; lanes > 8; lanes /= 2) {
+#pragma omp simd
+        for (int l = 0; l < lanes / 2; l += 1) row[l] += row[l + lanes / 2];
+      }
+      row[0] = ((row[0] + row[4]) + (row[2] + row[6])) + ((row[1] + row[5]) + (row[3] + row[7]));
+      return;
+    }
     for (; lanes % 2 == 0 && lanes / 2 % columns == 0; lanes /= 2)
       for (int l = 0; l < lanes / 2; ++l) row[l] += row[l + lanes / 2];
     for (int first = columns; first < lanes; first += columns)

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "../hypersimplex.h"
-#include "errors.h"
 
 namespace hypersimplex {
 
@@ -68,10 +67,6 @@ void loss_backward(const LossArgs& args, const LossBackward& backward, int threa
   clone().loss_backward(args, backward, threads);
 }
 const char* vector_extension() { return clone().name; }
-
-void raise_out_of_bounds(int64_t class_index) {
-  throw std::out_of_range("Target " + std::to_string(class_index) + " is out of bounds.");
-}
 
 }  // namespace cpu
 }  // namespace hypersimplex

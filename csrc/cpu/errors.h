@@ -1,12 +1,27 @@
-// Errors that only the data can tell.
+// Errors that only the data or the memory can tell.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 
 namespace hypersimplex {
 namespace cpu {
 
 [[noreturn]] void raise_out_of_bounds(int64_t class_index);  // std::out_of_range, IndexError in Python
+
+// The first of the exceptions that several threads meet.
+class FirstError {
+ public:
+  FirstError();
+  ~FirstError();
+  void keep() noexcept;  // in a handler: the exception at hand
+  void raise() const;    // after all threads are done: throws what was kept, if anything
+
+ private:
+  std::atomic<bool> taken_;
+  std::exception_ptr first_;
+};
 
 }  // namespace cpu
 }  // namespace hypersimplex

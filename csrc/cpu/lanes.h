@@ -11,19 +11,19 @@
 #include "../newton.h"
 #include "accumulators.h"
 #include "half.h"
+#include "simd.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
 constexpr int kGroup = 16;
+template <class T>
+constexpr int kVectors = kGroup / kVectorLanes<T>;  // of a group
 constexpr int kRun = 16;  // steps summed in T before they join the sum of the block: entries that are all alike round
                           // alike, and such errors grow with the length of a sum
 
 template <class T>
 constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
-
-template <class T>
-using Count = typename BitsOf<T>::type;
 
 // m ? v : 0 and m ? v : w in integer arithmetic: a conditional might become a branch, and a loop with branches does not
 // vectorise on every instruction set.
@@ -71,6 +71,19 @@ static inline void flush(const A* sums, double* total) {
   for (int l = 0; l < kGroup; ++l) total[l] += double(sums[l]);
 }
 
+template <class V>
+static inline void flush_vectors(const V* sums, double* total) {
+  decltype(sums[0][0] + 0) lanes[kGroup];
+  memcpy(lanes, sums, sizeof lanes);
+  flush(lanes, total);
+}
+
+// A group's lanes as vectors.
+template <class T>
+static inline void load_group(const T* from, Vector<T>* to) {
+  memcpy(to, from, kGroup * sizeof(T));
+}
+
 // The end of one run of a sum in T: sum += part.
 template <class T>
 static inline void join(T* part, T* sum) {
@@ -80,9 +93,17 @@ static inline void join(T* part, T* sum) {
     part[l] = 0;
   }
 }
+template <class V, int kCount>
+static inline void join_vectors(V (&part)[kCount], V (&sum)[kCount]) {
+  for (int i = 0; i < kCount; ++i) {
+    sum[i] += part[i];
+    part[i] = V{};
+  }
+}
 static inline int64_t run_end(int64_t step, int64_t steps) { return step + kRun < steps ? step + kRun : steps; }
 
-template <class T>
+// Checked leaves out what is not finite; without it such entries show in the sum, which they leave not finite either.
+template <bool Checked, class T>
 static void sweep_moments(const T* x, int64_t steps, int64_t stride, int width, const T* shift, LaneMoments<T>& out) {
   for (int g = 0; g < width; g += kGroup) {
     T sum[kGroup] = {}, squares[kGroup] = {}, low[kGroup], high[kGroup], origin[kGroup];
@@ -97,11 +118,14 @@ static void sweep_moments(const T* x, int64_t steps, int64_t stride, int width, 
     for (int64_t s = 0; s < steps; ++s, row += stride) {
 #pragma omp simd
       for (int l = 0; l < kGroup; ++l) {
-        T v = row[l];
-        bool finite = (v <= kLargest<T>)&(v >= -kLargest<T>);
-        T e = masked(finite, v - origin[l]);
-        T below = select(finite, v, low[l]), above = select(finite, v, high[l]);
-        count[l] += finite;
+        T v = row[l], e = v - origin[l], below = v, above = v;
+        if (Checked) {
+          bool finite = (v <= kLargest<T>)&(v >= -kLargest<T>);
+          e = masked(finite, e);
+          below = select(finite, v, low[l]);
+          above = select(finite, v, high[l]);
+          count[l] += finite;
+        }
         sum[l] += e;
         squares[l] += e * e;
         low[l] = below < low[l] ? below : low[l];
@@ -112,8 +136,8 @@ static void sweep_moments(const T* x, int64_t steps, int64_t stride, int width, 
     for (int l = 0; l < kGroup; ++l) {
       out.range.low[g + l] = low[l];
       out.range.high[g + l] = high[l];
+      out.sums.a[g + l] += Checked ? double(count[l]) : double(steps);
     }
-    flush(count, out.sums.a + g);
     flush(sum, out.sums.b + g);
     flush(squares, out.sums.c + g);
   }
@@ -122,33 +146,43 @@ static void sweep_moments(const T* x, int64_t steps, int64_t stride, int width, 
 // a = #{x > t}, b = #{x >= t + tau}, c = sum_A (x - p).
 template <class T>
 static void sweep_counts(const T* x, int64_t steps, int64_t stride, int width, const Lanes<T>& lanes, LaneSums& out) {
+  using V = Vector<T>;
   for (int g = 0; g < width; g += kGroup) {
-    T sum[kGroup] = {}, floor[kGroup], ceiling[kGroup], p[kGroup];
-    Count<T> above[kGroup] = {}, ones[kGroup] = {};
-#pragma omp simd
-    for (int l = 0; l < kGroup; ++l) {
-      floor[l] = lanes.floor[g + l];
-      ceiling[l] = lanes.ceiling[g + l];
-      p[l] = lanes.p[g + l];
-    }
+    V sum[kVectors<T>] = {}, part[kVectors<T>] = {}, floor[kVectors<T>], ceiling[kVectors<T>], p[kVectors<T>];
+    Counts<T> above[kVectors<T>] = {}, active[kVectors<T>] = {};
+    load_group(lanes.floor + g, floor);
+    load_group(lanes.ceiling + g, ceiling);
+    load_group(lanes.p + g, p);
     const T* row = x + g;
-    T part[kGroup] = {};
     for (int64_t n = 0; n < steps;) {
       for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride) {
-#pragma omp simd
-        for (int l = 0; l < kGroup; ++l) {
-          T v = row[l];
-          bool is_above = v > floor[l], is_one = v >= ceiling[l];
-          above[l] += is_above;
-          ones[l] += is_one;
-          part[l] += masked(is_above & !is_one, v - p[l]);
+        for (int i = 0; i < kVectors<T>; ++i) {
+          const V v = load_vector(row + i * kVectorLanes<T>);
+          const auto is_above = greater(v, floor[i]), is_active = both_greater(is_above, ceiling[i], v);
+          above[i] = counted(is_above, above[i]);
+          active[i] = counted(is_active, active[i]);
+          part[i] = added(is_active, part[i], v - p[i]);
         }
       }
-      join(part, sum);
+      join_vectors(part, sum);
     }
-    flush(above, out.a + g);
-    flush(ones, out.b + g);
-    flush(sum, out.c + g);
+    for (int i = 0; i < kVectors<T>; ++i) active[i] = above[i] - active[i];
+    flush_vectors(above, out.a + g);
+    flush_vectors(active, out.b + g);
+    flush_vectors(sum, out.c + g);
+  }
+}
+
+// a = #{x = inf}, b = #{x is a number}.
+template <class T>
+static void sweep_special(const T* x, int64_t steps, int64_t stride, int width, LaneSums& out) {
+  for (int64_t s = 0; s < steps; ++s) {
+#pragma omp simd
+    for (int l = 0; l < width; ++l) {
+      const T v = x[s * stride + l];
+      out.a[l] += v > kLargest<T>;
+      out.b[l] += v == v;
+    }
   }
 }
 
@@ -224,42 +258,38 @@ static void sweep_sum(const T* x, int64_t steps, int64_t stride, int width, Lane
 template <bool Products, class T>
 static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride, int64_t v_stride, int width,
                            const Lanes<T>& lanes, LaneSums& out) {
+  using V = Vector<T>;
   for (int g = 0; g < width; g += kGroup) {
-    T sum[kGroup] = {}, product[kGroup] = {}, inner[kGroup] = {};
-    T floor[kGroup], ceiling[kGroup], p[kGroup], d[kGroup], rate[kGroup];
-    Count<T> active[kGroup] = {};
-#pragma omp simd
-    for (int l = 0; l < kGroup; ++l) {
-      floor[l] = lanes.floor[g + l];
-      ceiling[l] = lanes.ceiling[g + l];
-      p[l] = lanes.p[g + l];
-      d[l] = lanes.d[g + l];
-      rate[l] = lanes.rate[g + l];
-    }
+    V sum[kVectors<T>] = {}, part[kVectors<T>] = {}, product[kVectors<T>] = {}, inner[kVectors<T>] = {};
+    V floor[kVectors<T>], ceiling[kVectors<T>], p[kVectors<T>], d[kVectors<T>], rate[kVectors<T>];
+    Counts<T> active[kVectors<T>] = {};
+    load_group(lanes.floor + g, floor);
+    load_group(lanes.ceiling + g, ceiling);
+    load_group(lanes.p + g, p);
+    load_group(lanes.d + g, d);
+    load_group(lanes.rate + g, rate);
     const T *row = x + g, *tangent = v + g;
-    T part[kGroup] = {};
     for (int64_t n = 0; n < steps;) {
       for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride, tangent += v_stride) {
-#pragma omp simd
-        for (int l = 0; l < kGroup; ++l) {
-          bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
-          T u = masked(is_active, tangent[l]);
-          active[l] += is_active;
-          part[l] += u;
+        for (int i = 0; i < kVectors<T>; ++i) {
+          const V e = load_vector(row + i * kVectorLanes<T>), u = load_vector(tangent + i * kVectorLanes<T>);
+          const auto is_active = both_greater(greater(e, floor[i]), ceiling[i], e);
+          active[i] = counted(is_active, active[i]);
+          part[i] = added(is_active, part[i], u);
           if (Products) {
-            T y = masked(is_active, ((row[l] - p[l]) - d[l]) * rate[l]);
-            product[l] += u * y;
-            inner[l] += y;
+            const V y = where(is_active, ((e - p[i]) - d[i]) * rate[i]);
+            product[i] += where(is_active, u) * y;
+            inner[i] += y;
           }
         }
       }
-      join(part, sum);
+      join_vectors(part, sum);
     }
-    flush(active, out.a + g);
-    flush(sum, out.b + g);
+    flush_vectors(active, out.a + g);
+    flush_vectors(sum, out.b + g);
     if (Products) {
-      flush(product, out.c + g);
-      flush(inner, out.e + g);
+      flush_vectors(product, out.c + g);
+      flush_vectors(inner, out.e + g);
     }
   }
 }
@@ -268,22 +298,21 @@ static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride
 template <class T>
 static void sweep_jvp_write(const T* x, const T* v, int64_t steps, int64_t stride, int64_t v_stride, int width,
                             const Lanes<T>& lanes, T* out, int64_t out_stride) {
+  using V = Vector<T>;
   for (int g = 0; g < width; g += kGroup) {
     const T *row = x + g, *tangent = v + g;
     T* result = out + g;
-    T floor[kGroup], ceiling[kGroup], mean[kGroup], rate[kGroup];
-#pragma omp simd
-    for (int l = 0; l < kGroup; ++l) {
-      floor[l] = lanes.floor[g + l];
-      ceiling[l] = lanes.ceiling[g + l];
-      mean[l] = lanes.mean[g + l];
-      rate[l] = lanes.rate[g + l];
-    }
+    V floor[kVectors<T>], ceiling[kVectors<T>], mean[kVectors<T>], rate[kVectors<T>];
+    load_group(lanes.floor + g, floor);
+    load_group(lanes.ceiling + g, ceiling);
+    load_group(lanes.mean + g, mean);
+    load_group(lanes.rate + g, rate);
     for (int64_t s = 0; s < steps; ++s, row += stride, tangent += v_stride, result += out_stride) {
-#pragma omp simd
-      for (int l = 0; l < kGroup; ++l) {
-        bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
-        result[l] = masked(is_active, (tangent[l] - mean[l]) * rate[l]);
+      for (int i = 0; i < kVectors<T>; ++i) {
+        const int l = i * kVectorLanes<T>;
+        const V e = load_vector(row + l);
+        const auto is_active = both_greater(greater(e, floor[i]), ceiling[i], e);
+        store_vector<T>(where(is_active, (load_vector(tangent + l) - mean[i]) * rate[i]), result + l);
       }
     }
   }

@@ -34,11 +34,13 @@ struct Plan {
   int width, columns;
   int64_t lane_count, panels_per_line, panels;
   int64_t steps, block_steps, chunk_steps, chunks;
+  int64_t full_steps;  // without the last one where that holds fewer entries than lanes
 
   int entries_per_step() const { return width / columns; }
   void set_length(int64_t entries) {
     n = entries;
     steps = ceil_div(n, entries_per_step());
+    full_steps = n / entries_per_step();
     block_steps = kBlock / width;
     chunk_steps = columns == width ? block_steps : block_steps * kBlocksPerChunk;  // a matrix is walked row by row
     chunks = ceil_div(steps, chunk_steps);
@@ -60,7 +62,8 @@ static inline Plan make_plan(const Shape& shape, const Strides& strides, int max
     int twos = plan.columns & -plan.columns;
     plan.width = plan.columns * kGroup / (twos < kGroup ? twos : kGroup);
   } else if (adjacent && plan.lane_count >= kGroup && strides.n2 != 1) {
-    plan.columns = plan.width = int(smaller(max_columns, plan.lane_count / kGroup * kGroup));
+    const int64_t most = plan.n > kShort ? max_columns : kBlock / kShort;  // short vectors make one block
+    plan.columns = plan.width = int(smaller(most, plan.lane_count / kGroup * kGroup));
   } else if (plan.n <= kShort && plan.lane_count > 1) {
     plan.columns = plan.width = kGroup;
   } else {
@@ -210,11 +213,13 @@ static void deliver(const Panel& panel, const Operand<In>& to, int64_t step, int
   if (from.at == buffer) scatter(panel, to, step, steps, buffer);
 }
 
+// Blocks of a chunk; a last step that is not full makes one of its own, so that all others can be used in place.
 template <class Body>
 static void for_each_block(const Plan& plan, int64_t chunk, const Body& body) {
-  int64_t end = smaller((chunk + 1) * plan.chunk_steps, plan.steps);
-  for (int64_t s = chunk * plan.chunk_steps; s < end; s += plan.block_steps)
-    body(s, smaller(plan.block_steps, end - s));
+  int64_t end = smaller((chunk + 1) * plan.chunk_steps, plan.steps), full = smaller(end, plan.full_steps);
+  for (int64_t s = chunk * plan.chunk_steps; s < full; s += plan.block_steps)
+    body(s, smaller(plan.block_steps, full - s));
+  if (full < end) body(full, end - full);
 }
 
 // Runs body(i, step, steps, accumulator) over all blocks of `count` panels, chunk by chunk, and leaves the totals by
@@ -266,7 +271,10 @@ template <class Body>
 static void for_each_panel(const Plan& plan, int threads, const Body& body) {
   threads = threads_for(plan, threads);
   bool across = plan.panels >= 2 * threads || plan.chunks == 1;
-  parallel_for(plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); });
+  int64_t batch = smaller(kGrain / (plan.n * plan.columns), plan.panels / (4 * threads));
+  parallel_for(
+      plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); },
+      batch > 1 ? batch : 1);
 }
 
 // Runs body(first, last, threads) over all panels, the panels first <= i < last together: those side by side in a wide

@@ -6,6 +6,7 @@
 
 #include "exact.h"
 #include "panel.h"
+#include "short.h"
 #include "tail.h"
 
 namespace hypersimplex {
@@ -22,8 +23,8 @@ static inline double project_entry(double x, double p, double d, double tau) {
 // Whether lanes.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
 template <class T>
 static inline bool regular(double p, double d, double tau) {
-  double rate = 1 / tau, limit = double(kLargest<T>) / 16;
-  return p == p && (p != HUGE_VAL || d == 0) && rate < limit && tau < limit && rate > 1 / limit;
+  constexpr double limit = double(kLargest<T>) / 16;
+  return p == p && (p != HUGE_VAL || d == 0) && tau > 1 / limit && tau < limit;
 }
 
 // The thresholds p + d and temperatures of a panel's vectors; columns that are padding have an infinite threshold.
@@ -84,21 +85,29 @@ class PanelSolver {
  public:
   PanelSolver(const Panel& panel, int threads, const Entries& entries)
       : panel_(panel), plan_(panel.plan), threads_(threads), source_(entries), columns_(plan_.columns) {
-    if (plan_.steps <= plan_.block_steps) kept_ = source_(0, plan_.steps, buffer_);
+    const int64_t full = plan_.full_steps;
+    if (plan_.steps > plan_.block_steps || full == 0) return;
+    const View<const T> all = source_(0, full, buffer_);
+    if (all.at == buffer_ && full < plan_.steps) source_(full, 1, buffer_ + full * plan_.width);
+    if (all.at == buffer_ || full == plan_.steps) kept_ = all;
   }
   ~PanelSolver() {
     if (own_) ::operator delete(own_, std::align_val_t(64));
   }
   PanelSolver(const PanelSolver&) = delete;
 
-  // Block of x.
-  View<const T> entries(int64_t step, int64_t steps, T* buffer) const {
-    return kept_.at ? View<const T>{kept_.at + step * kept_.stride, kept_.stride} : source_(step, steps, buffer);
+  // Block of x. The step that is not full is copied when it is first asked for: by then its entries are in the cache.
+  View<const T> entries(int64_t step, int64_t steps, T* buffer) {
+    if (kept_.at) return {kept_.at + step * kept_.stride, kept_.stride};
+    if (step < plan_.full_steps) return source_(step, steps, buffer);
+    if (!last_) last_ = source_(step, 1, last_buffer_).at;
+    return {last_, plan_.width};
   }
 
   // Leaves p and d of every live column in `state`, starting there at the panel's first vector.
   void solve(const PerVector& k, const PerVector& tau, double* p, double* d) {
     keep();
+    if (solve_short(k, tau, p, d)) return;
     start(k, tau, p, d);
     for (int evaluations = 0; searching_ > 0 && evaluations < kMaxEvaluations; ++evaluations) step(p, d);
     if (searching_ > 0) finish_exactly(p, d);
@@ -127,35 +136,69 @@ class PanelSolver {
     sweep(plan_, threads_, total, [&](int64_t step, int64_t steps, Accumulator& out) {
       alignas(64) T buffer[kBlock];
       View<const T> x = entries(step, steps, buffer);
-      body(x.at, steps, x.stride, out);
+      body(x.at, steps, x.stride, out, step < plan_.full_steps);
     });
   }
   void sweep_thresholds(LaneSums& total) {
-    sweep_entries(total, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out) {
+    sweep_entries(total, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
       sweep_counts(x, steps, stride, plan_.width, lanes_, out);
     });
   }
 
+  // Short vectors side by side; false where some lanes are left to the general search.
+  bool solve_short(const PerVector& k, const PerVector& tau, double* p, double* d) {
+    if (columns_ != plan_.width || plan_.n > kShort || !kept_.at) return false;
+    bool all = true;
+    for (int first = 0; first < panel_.live; first += kGroup) {
+      alignas(64) double mass[kGroup], temperature[kGroup], quantile[kGroup], root_p[kGroup], root_d[kGroup];
+      double last_mass = -1, z = 0;
+      for (int l = 0; l < kGroup; ++l) {
+        const bool live = first + l < panel_.live;
+        const int64_t v = panel_.vector(first + l);
+        temperature[l] = live ? at(tau, v) : 1;
+        mass[l] = live && regular<T>(0, 0, temperature[l]) ? at(k, v) : 0;
+        if (!(mass[l] >= 0 && mass[l] <= double(plan_.n))) mass[l] = 0;  // not for this search
+        if (mass[l] != last_mass) z = normal_quantile(1 - mass[l] / double(plan_.n));
+        quantile[l] = z;
+        last_mass = mass[l];
+      }
+      bool* solved = solved_ + first;
+      ShortSearch<T>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p, root_d,
+                             solved);
+      for (int l = 0; l < smaller(kGroup, panel_.live - first); ++l) {
+        all &= solved[l];
+        p[first + l] = root_p[l];
+        d[first + l] = root_d[l];
+      }
+    }
+    return all;
+  }
+
   // Moments, special rows, first guess.
   void start(const PerVector& k, const PerVector& tau, double* p, double* d) {
-    alignas(64) T shift[kMaxLanes], first[kBlock];
-    View<const T> head = entries(0, smaller(plan_.block_steps, plan_.steps), first);
+    alignas(64) T shift[kMaxLanes], first[kMaxLanes];
+    View<const T> head = entries(0, 1, first);
     for (int c = 0; c < columns_; ++c) shift[c] = head.at[c] - head.at[c] == 0 ? head.at[c] : T(0);
     repeat(shift, plan_.width, columns_);
     LaneMoments<T> moments;
-    sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out) {
-      sweep_moments(x, steps, stride, plan_.width, shift, out);
-    });
     bool all_finite = true;
+    for (bool checked : {false, true}) {
+      sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out, bool full) {
+        if (full && !checked)
+          sweep_moments<false>(x, steps, stride, plan_.width, shift, out);
+        else
+          sweep_moments<true>(x, steps, stride, plan_.width, shift, out);
+      });
+      bool finite = true;
+      for (int c = 0; c < panel_.live; ++c) finite &= moments.sums.b[c] - moments.sums.b[c] == 0;
+      if (finite) break;
+    }
     for (int c = 0; c < panel_.live; ++c) all_finite &= moments.sums.a[c] == double(plan_.n);
     LaneSums special;  // a = #{+inf}, b = #{not nan}, the padding's entries among them
-    if (!all_finite) {
-      for (int l = 0; l < plan_.width; ++l) {
-        lanes_.floor[l] = kLargest<T>;
-        lanes_.ceiling[l] = -T(HUGE_VAL);
-      }
-      sweep_thresholds(special);
-    }
+    if (!all_finite)
+      sweep_entries(special, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
+        sweep_special(x, steps, stride, plan_.width, out);
+      });
     double entries_swept = double(plan_.steps * plan_.entries_per_step());
     double last_q = -1, z = 0;
     for (int c = 0; c < columns_; ++c) {
@@ -163,7 +206,7 @@ class PanelSolver {
       search_[c].status = SearchStatus::kFound;
       thresholds_.set(c, {HUGE_VAL, 0});
       thresholds_.tau[c] = 1;
-      if (c >= panel_.live) continue;
+      if (c >= panel_.live || solved_[c]) continue;
       int64_t v = panel_.vector(c);
       double mass = at(k, v), temperature = at(tau, v), count = moments.sums.a[c];
       double infinite = all_finite ? 0 : special.a[c];
@@ -228,7 +271,7 @@ class PanelSolver {
   // The greatest entry at or below floor and the least above it.
   void sweep_edges(T* floor, LaneRange<T>& range) {
     repeat(floor, plan_.width, columns_);
-    sweep_entries(range, [&](const T* x, int64_t steps, int64_t stride, LaneRange<T>& out) {
+    sweep_entries(range, [&](const T* x, int64_t steps, int64_t stride, LaneRange<T>& out, bool) {
       sweep_gap(x, steps, stride, plan_.width, floor, out);
     });
   }
@@ -247,17 +290,18 @@ class PanelSolver {
       if (!searching_at_[c]) continue;
       int64_t count = 0;
       double infinite = 0;
-      for (int64_t s = 0; s < plan_.steps; s += plan_.block_steps) {
-        alignas(64) T buffer[kBlock];
-        int64_t steps = smaller(plan_.block_steps, plan_.steps - s);
-        View<const T> x = entries(s, steps, buffer);
-        for (int64_t i = 0; i < steps; ++i) {
-          for (int l = c; l < plan_.width; l += columns_) {
-            T v = x.at[i * x.stride + l];
-            if (v - v == 0) list[count++] = v;
-            infinite += v == T(HUGE_VAL);
+      for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+        for_each_block(plan_, chunk, [&](int64_t s, int64_t steps) {
+          alignas(64) T buffer[kBlock];
+          View<const T> x = entries(s, steps, buffer);
+          for (int64_t i = 0; i < steps; ++i) {
+            for (int l = c; l < plan_.width; l += columns_) {
+              T v = x.at[i * x.stride + l];
+              if (v - v == 0) list[count++] = v;
+              infinite += v == T(HUGE_VAL);
+            }
           }
-        }
+        });
       }
       cpu::ExactRoot root = cpu::exact_root(list, count, search_[c].k - infinite, search_[c].tau);
       search_[c].t = root.t;
@@ -291,11 +335,12 @@ class PanelSolver {
   const int columns_;
   T* own_ = nullptr;
   View<const T> kept_{nullptr, 0};
-  alignas(64) T buffer_[kBlock];
+  const T* last_ = nullptr;  // the step that is not full
+  alignas(64) T buffer_[kBlock], last_buffer_[kMaxLanes];
   Thresholds thresholds_;
   Lanes<T> lanes_;
   Search<T> search_[kMaxLanes];
-  bool searching_at_[kMaxLanes];
+  bool searching_at_[kMaxLanes], solved_[kMaxLanes] = {};
   int searching_ = 0, gaps_ = 0;
 };
 

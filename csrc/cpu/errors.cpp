@@ -1,0 +1,23 @@
+#include "errors.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace hypersimplex {
+namespace cpu {
+
+void raise_out_of_bounds(int64_t class_index) {
+  throw std::out_of_range("Target " + std::to_string(class_index) + " is out of bounds.");
+}
+
+FirstError::FirstError() : taken_(false) {}
+FirstError::~FirstError() = default;
+void FirstError::keep() noexcept {
+  if (!taken_.exchange(true)) first_ = std::current_exception();
+}
+void FirstError::raise() const {
+  if (first_) std::rethrow_exception(first_);
+}
+
+}  // namespace cpu
+}  // namespace hypersimplex
