@@ -10,7 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-NATIVE := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+NATIVE := $(shell find bench csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: demo test lint bench gpu-check clean
 .DELETE_ON_ERROR:
