@@ -19,7 +19,7 @@ constexpr int kBlock = 4096;          // entries whose sums are kept in T
 constexpr int kBlocksPerChunk = 4;    // blocks between two places where threads may part
 constexpr int kAbreast = 8 * kGroup;  // columns side by side where a matrix is walked row by row
 constexpr int kTeam = 16;             // panels side by side that one thread takes together
-constexpr int64_t kShort = 64;        // vectors up to this length go side by side
+constexpr int64_t kShort = 128;       // vectors up to this length go side by side
 
 static inline double at(const PerVector& numbers, int64_t v) {
   return numbers.values ? numbers.values[v] : numbers.value;
@@ -68,7 +68,7 @@ static inline Plan make_plan(const Shape& shape, const Strides& strides, int max
     plan.columns = plan.width = kGroup;
   } else {
     plan.columns = 1;
-    plan.width = plan.n < 4 * kShort ? kGroup : 4 * kGroup;
+    plan.width = plan.n < 2 * kShort ? kGroup : 4 * kGroup;
   }
   plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
   plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);
