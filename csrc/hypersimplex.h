@@ -144,7 +144,7 @@ struct IsotonicTerm {
 };
 
 // The blocks of a vector: bit j % 32 of word [vector, j / 32] is set where a block starts, the bits behind the last
-// element are not. Bit 0 is not set in a vector that holds a nan or an infinity: its results are nan.
+// element are not. None is set in a vector that holds a nan, an infinity or a weight of 0 or less: its results are nan.
 using Blocks = uint32_t;  // [vectors, ceil(n / 32)]
 
 enum class Divergence : int { kL2 = 0, kKL = 1 };

@@ -11,7 +11,7 @@ from hypersimplex_ext import _layout, hypersimplex_loss, reference, soft_binary_
 from tests import simt
 
 from .cases import assert_projection, clear_of_kinks
-from .test_cuda import REGIMES, on_device  # noqa: F401
+from .test_cuda import REGIMES
 from .test_loss import KINDS, expected_loss, make
 from .tolerances import TOLERANCES
 
@@ -39,7 +39,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory that nothing 
 
 
 @pytest.fixture
-def emulated(on_device):  # noqa: F811
+def emulated(on_device):
     """The emulator alone."""
     if on_device[0].type == "cuda":
         pytest.skip("for the emulator")
@@ -164,7 +164,7 @@ def test_a_refused_launch_is_an_error_with_the_functions_name(emulated, monkeypa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 131), (2000, 3)])
 @pytest.mark.parametrize("regime", ["", *REGIMES])
-def test_results_repeat_bit_for_bit(on_device, monkeypatch, regime, shape, dtype):  # noqa: F811
+def test_results_repeat_bit_for_bit(on_device, monkeypatch, regime, shape, dtype):
     """The emulator draws the order of blocks and warps anew for each launch."""
     device, _ = on_device
     monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)

@@ -174,6 +174,16 @@ def test_a_special_value_makes_its_vector_nan(device, divergence, value, dtype):
             assert product.isnan().tolist() == r.out.isnan().tolist()
 
 
+@pytest.mark.parametrize("wrong", [0.0, -1.0])
+def test_a_weight_that_is_not_positive_makes_its_vector_nan(device, wrong):
+    for n in (3, 5000):
+        weight = torch.ones(3, n, device=device)
+        weight[1, n // 2] = wrong
+        r = native.isotonic(torch.randn(3, n, device=device), weight=weight)
+        assert r.out.isnan().tolist() == [[i == 1] * n for i in range(3)]
+        assert (r.blocks[:, 0] & 1).tolist() == [1, 0, 1]
+
+
 def test_ties_are_not_pooled(device):
     x = torch.tensor([[1.0, 1.0, 3.0, 1.0, 2.0, 2.0]], device=device)
     r = native.isotonic(x, increasing=True)

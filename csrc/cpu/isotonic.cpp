@@ -85,7 +85,7 @@ struct Vector {
     evaluate_terms(begin, count, p, q);
     for (int64_t j = 0; j < count; ++j) p[j] = sign * (p[j] - q[j]);
     if (weight)
-      for (int64_t j = 0; j < count; ++j) q[j] = load(weight[begin + j]);
+      for (int64_t j = 0; j < count; ++j) q[j] = weight_of(load(weight[begin + j]));
     else
       std::fill(q, q + count, 1.0);
     return finite(p, q, count);
@@ -96,6 +96,7 @@ struct Vector {
   }
 
  private:
+  static double weight_of(double w) { return w > 0 ? w : kNan; }
   void evaluate_terms(int64_t begin, int64_t count, double* p, double* q) const {
     a.evaluate(begin, count, p);
     b.evaluate(begin, count, q);

@@ -98,7 +98,8 @@ class Elements {
 
   template <class Kind>
   __device__ __forceinline__ Mass load(int column, int64_t j) const {
-    const double weight = args_.weight ? load_double(args_.weight, weight_(column, j), args_.dtype) : 1;
+    double weight = args_.weight ? load_double(args_.weight, weight_(column, j), args_.dtype) : 1;
+    if (!(weight > 0)) weight = kInfinity<double>;  // as good as any number that makes the vector nan
     const Mass mass = Kind::of(a(column, j), b(column, j), weight);
     return args_.increasing ? Mass{-mass.first, mass.second} : mass;
   }
