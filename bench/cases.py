@@ -132,10 +132,11 @@ def _peers(vectors: int, n: int, k: int) -> Case:
     return Case("peers", vectors, n, k)
 
 
-def _order(*shapes: tuple[int, int]) -> list[Case]:
+def _order(*shapes: tuple[int, int], device: str = "cpu") -> list[Case]:
     """Everything that rests on isotonic regression."""
     soft = [f"{name}, {regularization}" for name in ("soft rank", "soft sort") for regularization in ("l2", "kl")]
-    return [Case("order", *shape, 0, operation) for shape in shapes for operation in ("sort", "regression", *soft)]
+    operations = ("sort", "regression", *soft)
+    return [Case("order", *shape, 0, operation, device=device) for shape in shapes for operation in operations]
 
 
 def _regressions(vectors: int, n: int, *dtypes: str) -> list[Case]:
@@ -241,5 +242,6 @@ GPU = [
     *_gpu_loss(65_536, 10),
     *_gpu_loss(65_536, 1000),
     *_gpu_loss(8192, 32_000),
+    *_order((4096, 1000), (10, 8192), (64, 1 << 18), device="cuda"),
 ]
-GPU_SMOKE = [*_gpu(64, 100, 5), *_gpu_loss(200, 10)]
+GPU_SMOKE = [*_gpu(64, 100, 5), *_gpu_loss(200, 10), *_order((8, 100), device="cuda")]

@@ -72,7 +72,7 @@ def closing_line(output: str) -> str:
 
 
 # Every kernel in every regime, on rows and on columns, in float32.
-_SANITIZED = "every_regime and not simt and dtype0 and (shape1 or shape2)"
+_SANITIZED = "every_regime and not simt and (dtype0 and (shape1 or shape2) or order)"
 
 
 def steps(python: str, out: Path) -> list[Step]:
@@ -87,7 +87,7 @@ def steps(python: str, out: Path) -> list[Step]:
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *pytest)
         # Without PyTorch's cache of memory every tensor ends where its allocation ends.
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
-        arguments = ("tests/test_cuda.py", "-k", _SANITIZED)
+        arguments = ("tests/test_cuda.py", "tests/test_cuda_order.py", "-k", _SANITIZED)
         return Step(tool, (*command, *arguments), 20, environment, sanitizer_found_nothing)
 
     build = (python, "setup.py", "--quiet", "egg_info", "build_ext", "--inplace")

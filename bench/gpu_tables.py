@@ -9,7 +9,7 @@ from bench.cases import Case
 from bench.contender import COPY, OURS
 from bench.peers import THREAD_PER_ROW
 from bench.results import Record
-from bench.tables import SOFTMAX, comparison, markdown, seconds, three
+from bench.tables import SOFTMAX, comparison, markdown, of_group, seconds, three
 
 CROSS_ENTROPY = "F.cross_entropy"
 _DIRECTIONS = {"forward": "forward", "both": "forward + backward"}
@@ -40,7 +40,8 @@ class Target(NamedTuple):
 
 def tables(records: Sequence[Record]) -> str:
     """Return every table of the records, one per case and all of one GPU."""
-    parts = [_origin(records), _NOTES, _shares(records), _targets(records), *map(comparison, records)]
+    moving = of_group(records, "gpu-rows", "gpu-loss")  # what is known to move a number of bytes
+    parts = [_origin(records), _NOTES, _shares(moving), _targets(moving), *map(comparison, records)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -93,10 +93,14 @@ def _soft(function: Callable[..., Tensor], regularization: str) -> dict[str, Con
     theirs = differentiable(_torchsort(name, regularization))
     return {
         OURS: Contender(differentiable(lambda case, x: function(x, regularization, dim=case.dim))),
-        "torchsort": Contender(theirs, "torchsort", "torchsort", applies=lambda case: case.dtype != "bfloat16"),
+        "torchsort": Contender(theirs, "torchsort", "torchsort", applies=_on_cpu),
         "torch.sort": Contender(differentiable(lambda case, x: x.sort(case.dim).values), same=never),
         COPY: Contender(differentiable(lambda case, x: x.clone()), same=never),
     }
+
+
+def _on_cpu(case: Case) -> bool:
+    return case.device == "cpu"
 
 
 # operation -> contenders
@@ -108,9 +112,9 @@ FIELDS: dict[str, dict[str, Contender]] = {
     },
     "regression": {
         OURS: Contender(differentiable(lambda case, x: isotonic_regression(x, dim=case.dim))),
-        "scipy": Contender(differentiable(_scipy), "scipy", "scipy"),
-        "scikit-learn": Contender(differentiable(_sklearn), "scikit-learn", "sklearn"),
-        "torchsort": Contender(differentiable(_torchsort_solver), "torchsort", "torchsort"),
+        "scipy": Contender(differentiable(_scipy), "scipy", "scipy", applies=_on_cpu),
+        "scikit-learn": Contender(differentiable(_sklearn), "scikit-learn", "sklearn", applies=_on_cpu),
+        "torchsort": Contender(differentiable(_torchsort_solver), "torchsort", "torchsort", applies=_on_cpu),
         COPY: Contender(differentiable(lambda case, x: x.clone()), same=never),
     },
     "soft rank, l2": _soft(soft_rank, "l2"),
