@@ -174,6 +174,17 @@ def test_a_special_value_makes_its_vector_nan(device, divergence, value, dtype):
             assert product.isnan().tolist() == r.out.isnan().tolist()
 
 
+@all_types
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN, INF, -INF])
+def test_a_weight_out_of_range_makes_its_vector_nan(device, value, dtype):
+    for n, place in ((1, 0), (40, 39), (5000, 4500)):
+        x, weight = torch.randn(3, n).to(dtype).to(device), torch.ones(3, n).to(dtype).to(device)
+        weight[1, place] = value
+        r = native.isotonic(x, weight=weight, increasing=True)
+        assert r.out.isnan().tolist() == [[i == 1] * n for i in range(3)]
+        assert (r.blocks[:, 0] & 1).tolist() == [1, 0, 1]
+
+
 def test_ties_are_not_pooled(device):
     x = torch.tensor([[1.0, 1.0, 3.0, 1.0, 2.0, 2.0]], device=device)
     r = native.isotonic(x, increasing=True)
