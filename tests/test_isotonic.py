@@ -174,12 +174,13 @@ def test_a_special_value_makes_its_vector_nan(device, divergence, value, dtype):
             assert product.isnan().tolist() == r.out.isnan().tolist()
 
 
-@pytest.mark.parametrize("wrong", [0.0, -1.0])
-def test_a_weight_that_is_not_positive_makes_its_vector_nan(device, wrong):
-    for n in (3, 5000):
-        weight = torch.ones(3, n, device=device)
-        weight[1, n // 2] = wrong
-        r = native.isotonic(torch.randn(3, n, device=device), weight=weight)
+@all_types
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN, INF, -INF])
+def test_a_weight_out_of_range_makes_its_vector_nan(device, value, dtype):
+    for n, place in ((1, 0), (40, 39), (5000, 4500)):
+        x, weight = torch.randn(3, n).to(dtype).to(device), torch.ones(3, n).to(dtype).to(device)
+        weight[1, place] = value
+        r = native.isotonic(x, weight=weight, increasing=True)
         assert r.out.isnan().tolist() == [[i == 1] * n for i in range(3)]
         assert (r.blocks[:, 0] & 1).tolist() == [1, 0, 1]
 

@@ -37,6 +37,23 @@ struct Sums {
   int64_t started;
 };
 
+// Most words of blocks are one or the other: inside a block, or blocks of one element.
+constexpr Blocks kNoStart = 0, kAllStart = ~Blocks(0);
+
+double sum_word(const double* v) {
+  double lanes[8];
+  for (int i = 0; i < 8; ++i) lanes[i] = (v[i] + v[i + 8]) + (v[i + 16] + v[i + 24]);
+  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+// start ? 0 : sum, without a branch.
+double kept(double sum, uint8_t start) {
+  uint64_t bits;
+  memcpy(&bits, &sum, sizeof sum);
+  bits &= uint64_t(start) - 1;
+  memcpy(&sum, &bits, sizeof sum);
+  return sum;
+}
+
 template <class In>
 void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
   const bool weigh = vector.product == BlockProduct::kMean || vector.product == BlockProduct::kResidual;
@@ -49,14 +66,31 @@ void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
     unpack_blocks(vector.blocks + begin / kBlockBits, count, starts);
     vector.v.fetch(begin, count, v);
     vector.weight.fetch(begin, count, weight);
-    if (weigh)
+    if (weigh && vector.weight.row)
       for (int64_t j = 0; j < count; ++j) v[j] *= weight[j];
-    for (int64_t j = 0; j < count; ++j) {
-      sum_v = (starts[j] ? 0 : sum_v) + v[j];
-      sum_weight = (starts[j] ? 0 : sum_weight) + weight[j];
-      block += starts[j];
-      sums.v[block] = sum_v;
-      sums.weight[block] = sum_weight;
+    auto word_at = [&](int64_t j) { return vector.blocks[(begin + j) / kBlockBits]; };
+    for (int64_t j = 0; j < count; j += kBlockBits) {
+      const int64_t end = std::min(j + kBlockBits, count);
+      if (word_at(j) == kNoStart && end - j == kBlockBits) {
+        sum_v += sum_word(v + j);
+        sum_weight += sum_word(weight + j);
+        sums.v[block] = sum_v;
+        sums.weight[block] = sum_weight;
+      } else if (word_at(j) == kAllStart) {
+        std::copy(v + j, v + end, sums.v + block + 1);
+        std::copy(weight + j, weight + end, sums.weight + block + 1);
+        block += kBlockBits;
+        sum_v = v[end - 1];
+        sum_weight = weight[end - 1];
+      } else {
+        for (int64_t i = j; i < end; ++i) {
+          sum_v = kept(sum_v, starts[i]) + v[i];
+          sum_weight = kept(sum_weight, starts[i]) + weight[i];
+          block += starts[i];
+          sums.v[block] = sum_v;
+          sums.weight[block] = sum_weight;
+        }
+      }
     }
   });
   sums.started = block;
@@ -84,19 +118,32 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
     uint8_t starts[kSegment];
     double out[kSegment], other[kSegment];
     unpack_blocks(vector.blocks + begin / kBlockBits, count, starts);
-    for (int64_t j = 0; j < count; ++j) {
-      mean += starts[j];
-      out[j] = *mean;
+    for (int64_t j = 0; j < count; j += kBlockBits) {
+      const int64_t end = std::min(j + kBlockBits, count);
+      const Blocks word = vector.blocks[(begin + j) / kBlockBits];
+      if (word == kNoStart) {
+        std::fill(out + j, out + end, *mean);
+      } else if (word == kAllStart) {
+        std::copy(mean + 1, mean + 1 + kBlockBits, out + j);
+        mean += kBlockBits;
+      } else {
+        for (int64_t i = j; i < end; ++i) {
+          mean += starts[i];
+          out[i] = *mean;
+        }
+      }
     }
     if (vector.product == BlockProduct::kResidual) {
       vector.v.fetch(begin, count, other);
       for (int64_t j = 0; j < count; ++j) out[j] = other[j] - out[j];
     }
-    if (vector.product == BlockProduct::kResidual || vector.product == BlockProduct::kTransposed) {
+    const bool weigh = vector.product == BlockProduct::kResidual || vector.product == BlockProduct::kTransposed;
+    if (weigh && vector.weight.row) {
       vector.weight.fetch(begin, count, other);
       for (int64_t j = 0; j < count; ++j) out[j] *= other[j];
     }
-    for (int64_t j = 0; j < count; ++j) out[j] *= vector.scale;
+    if (vector.scale != 1)
+      for (int64_t j = 0; j < count; ++j) out[j] *= vector.scale;
     deliver_doubles(out, vector.order, begin, count, vector.out);
   });
 }

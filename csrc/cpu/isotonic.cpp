@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "exponential.h"
 #include "isa_launchers.h"
 #include "segments.h"
 
@@ -15,7 +16,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // A block of adjacent elements [start, end). `value` is what must not increase from block to block. Of an element, p
-// and q are the difference a - b and the weight.
+// and q are the amount per weight and the weight: in least squares a - b and w. KL is the same in exponentials:
+// exp(a - b) and exp(b), relative to the vector's first elements.
 struct MeanBlock {
   double value, sum, weight;
   int64_t start, end;
@@ -26,11 +28,28 @@ struct MeanBlock {
     const double sum = left.sum + right.sum, weight = left.weight + right.weight;
     return {sum / weight, sum, weight, left.start, right.end};
   }
-  double share(double) const { return kNan; }
+  // Takes in the elements [end, stop) or [stop, start), from the block outwards, while they violate. Most are found
+  // without a division; the rest only where rounding decides.
+  void take_right(const double* p, const double* q, int64_t stop) {
+    for (; end < stop && sum < weight * p[end]; ++end) take(p[end], q[end]);
+    value = sum / weight;
+    for (; end < stop && value < p[end]; ++end, value = sum / weight) take(p[end], q[end]);
+  }
+  void take_left(const double* p, const double* q, int64_t stop) {
+    for (; start > stop && weight * p[start - 1] < sum; --start) take(p[start - 1], q[start - 1]);
+    value = sum / weight;
+    for (; start > stop && p[start - 1] < value; --start, value = sum / weight) take(p[start - 1], q[start - 1]);
+  }
+
+ private:
+  void take(double p, double q) {
+    sum += q * p;
+    weight += q;
+  }
 };
 
-// p and q are a and b. The sums are relative to the first element, the largest of its block:
-// sum_a = sum_B exp(a - a_first).
+// KL where exponentials of a whole vector would leave the range of numbers. p and q are a and b. The sums are relative
+// to the first element, the largest of its block: sum_a = sum_B exp(a - a_first).
 struct LogBlock {
   double value, a, b, sum_a, sum_b;
   int64_t start, end;
@@ -38,11 +57,25 @@ struct LogBlock {
   static double value_of(double p, double q) { return p - q; }
   static LogBlock single(double p, double q, int64_t j) { return {p - q, p, q, 1, 1, j, j + 1}; }
   static LogBlock pooled(const LogBlock& left, const LogBlock& right) {
-    const double sum_a = left.sum_a + right.sum_a * std::exp(right.a - left.a);
-    const double sum_b = left.sum_b + right.sum_b * std::exp(right.b - left.b);
+    const double sum_a = left.sum_a + right.sum_a * exponential(right.a - left.a);
+    const double sum_b = left.sum_b + right.sum_b * exponential(right.b - left.b);
     return {(left.a - left.b) + std::log(sum_a / sum_b), left.a, left.b, sum_a, sum_b, left.start, right.end};
   }
-  double share(double b_j) const { return std::exp(b_j - b) / sum_b; }
+  // A run of rising elements is one block, whatever is around it.
+  void take_right(const double* p, const double* q, int64_t stop) {
+    while (end < stop && value < p[end] - q[end]) {
+      do {
+        sum_a += exponential(p[end] - a);
+        sum_b += exponential(q[end] - b);
+        ++end;
+      } while (end < stop && p[end - 1] - q[end - 1] < p[end] - q[end]);
+      value = (a - b) + std::log(sum_a / sum_b);
+    }
+  }
+  void take_left(const double* p, const double* q, int64_t stop) {
+    while (start > stop && p[start - 1] - q[start - 1] < value)
+      *this = pooled(single(p[start - 1], q[start - 1], start - 1), *this);
+  }
 };
 
 // One term of a vector.
@@ -52,7 +85,7 @@ struct Term {
   double scale;
   bool logarithm;
   int64_t n;
-  const double* table;  // all of the term, where the vectors have it in common; or null
+  const double* table;  // all of the term, then exponentials(), where the vectors have it in common; or null
 
   void evaluate(int64_t begin, int64_t count, double* out) const {
     if (table) {
@@ -66,7 +99,23 @@ struct Term {
     if (logarithm)
       for (int64_t j = 0; j < count; ++j) out[j] = std::log(out[j]);
   }
+  double at(int64_t j) const {
+    double element;
+    evaluate(j, 1, &element);
+    return element;
+  }
+  // Of the elements, relative to `reference`, the first one.
+  void exponentials(int64_t begin, int64_t count, double reference, double* out) const {
+    if (table) {
+      std::copy(table + n + begin, table + n + begin + count, out);
+      return;
+    }
+    evaluate(begin, count, out);
+    for (int64_t j = 0; j < count; ++j) out[j] = exponential(out[j] - reference);
+  }
 };
+
+constexpr double kNarrow = 600;  // how far exponentials may go below the first: exp(-600) leaves room for quotients
 
 template <class In>
 struct Vector {
@@ -79,16 +128,31 @@ struct Vector {
   const int32_t* order;
   In *out, *share;
   Blocks* blocks;
+  bool entropic;                    // KL
+  double a_first = 0, b_first = 0;  // KL in exponentials
 
-  // p and q of elements; false where one of them is a nan or an infinity.
+  // Whether KL can be had in exponentials, which are relative to the first elements from then on.
+  bool narrow() {
+    a_first = a.at(0);
+    b_first = b.at(0);
+    return a_first - a.at(n - 1) <= kNarrow && b_first - b.at(n - 1) <= kNarrow;
+  }
+
+  // p and q of elements; false where one of them is a nan or an infinity, or a weight not in (0, inf).
   bool evaluate(const MeanBlock*, int64_t begin, int64_t count, double* p, double* q) const {
+    if (entropic) {
+      a.exponentials(begin, count, a_first, p);
+      b.exponentials(begin, count, b_first, q);
+      for (int64_t j = 0; j < count; ++j) p[j] /= q[j];
+      return finite(p, q, count) && positive(p, count) && positive(q, count);
+    }
     evaluate_terms(begin, count, p, q);
     for (int64_t j = 0; j < count; ++j) p[j] = sign * (p[j] - q[j]);
     if (weight)
-      for (int64_t j = 0; j < count; ++j) q[j] = weight_of(load(weight[begin + j]));
+      for (int64_t j = 0; j < count; ++j) q[j] = load(weight[begin + j]);
     else
       std::fill(q, q + count, 1.0);
-    return finite(p, q, count);
+    return finite(p, q, count) && (!weight || positive(q, count));
   }
   bool evaluate(const LogBlock*, int64_t begin, int64_t count, double* p, double* q) const {
     evaluate_terms(begin, count, p, q);
@@ -96,16 +160,31 @@ struct Vector {
   }
 
  private:
-  static double weight_of(double w) { return w > 0 ? w : kNan; }
   void evaluate_terms(int64_t begin, int64_t count, double* p, double* q) const {
     a.evaluate(begin, count, p);
     b.evaluate(begin, count, q);
   }
   static bool finite(const double* p, const double* q, int64_t count) {
-    bool all = true;
-    for (int64_t j = 0; j < count; ++j) all &= (p[j] - p[j]) + (q[j] - q[j]) == 0;
-    return all;
+    int64_t strange = 0;
+    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!((p[j] - p[j]) + (q[j] - q[j]) == 0));
+    return !strange;
   }
+  static bool positive(const double* q, int64_t count) {
+    int64_t strange = 0;
+    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!(q[j] > 0));
+    return !strange;
+  }
+
+ public:
+  // What a block contributes to the results: v and the elements' shares.
+  double level(const MeanBlock& block) const {
+    return entropic ? (a_first - b_first) + std::log(block.value) : sign * block.value;
+  }
+  double level(const LogBlock& block) const { return block.value; }
+  static double share_of(const MeanBlock& block, double b_j, double b_first) {
+    return exponential(b_j - b_first) / block.weight;
+  }
+  static double share_of(const LogBlock& block, double b_j, double) { return exponential(b_j - block.b) / block.sum_b; }
 };
 
 // What a chunk holds of the regression: the elements [begin, end), in blocks of one element except for
@@ -152,39 +231,35 @@ constexpr int64_t kBlocksPerChunk = kChunk / 2 + 1;
 template <class In, class Block>
 void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk) {
   const int64_t first = index * kChunk, count = std::min(kChunk, vector.n - first);
-  double p_memory[kChunk + 1], q_memory[kChunk + 1];
-  double *p = p_memory + 1, *q = q_memory + 1;
+  double p[kChunk], q[kChunk];
   chunk.regular = vector.evaluate(chunk.blocks, first, count, p, q);
-  p[-1] = kInfinity;
-  q[-1] = 0;
+  chunk.first = 0;
+  chunk.last = -1;
+  chunk.begin = first;
+  chunk.end = first + count;
+  if (!chunk.regular) return;
   Block* next = chunk.blocks;  // behind the blocks of several elements
-  Block block = Block::single(p[0], q[0], 0);
-  for (int64_t j = 1; j < count; ++j) {
-    // The blocks left of `block`, and it, hold the regression of the elements before this one.
-    const Block element = Block::single(p[j], q[j], j);
-    if (!(block.value < element.value)) {
-      if (block.end - block.start > 1) *next++ = block;
-      block = element;
-      continue;
-    }
-    block = Block::pooled(block, element);
+  for (int64_t j = 1;;) {
+    // The blocks left of here hold the regression of the elements before place j.
+    while (j < count && !(Block::value_of(p[j - 1], q[j - 1]) < Block::value_of(p[j], q[j]))) ++j;
+    if (j >= count) break;
+    Block block = Block::single(p[j - 1], q[j - 1], j - 1);
     for (;;) {
-      const int64_t left = block.start - 1;
-      if (next > chunk.blocks && next[-1].end > left) {
+      block.take_right(p, q, count);
+      const int64_t begin = block.start;
+      if (next > chunk.blocks && next[-1].end == begin) {
         if (!(next[-1].value < block.value)) break;
         block = Block::pooled(*--next, block);
       } else {
-        if (!(Block::value_of(p[left], q[left]) < block.value)) break;
-        block = Block::pooled(Block::single(p[left], q[left], left), block);
+        block.take_left(p, q, next > chunk.blocks ? next[-1].end : 0);
+        if (block.start == begin) break;
       }
     }
+    *next++ = block;
+    j = block.end + 1;
   }
-  if (block.end - block.start > 1) *next++ = block;
   for (Block* moved = chunk.blocks; moved < next; ++moved) moved->start += first, moved->end += first;
-  chunk.first = 0;
   chunk.last = next - chunk.blocks - 1;
-  chunk.begin = first;
-  chunk.end = first + count;
 }
 
 // Joins the chunks [begin, middle) with [middle, end): the block at the seam takes in neighbours while they violate.
@@ -236,11 +311,11 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
     }
     auto write = [&](const Block& block) {
       const int64_t first = std::max(block.start - begin, int64_t(0)), last = std::min(block.end - begin, count);
-      const double value = vector.sign * block.value;
+      const double value = vector.level(block);
       for (int64_t j = first; j < last; ++j) v[j] = value, starts[j] = 0;
       if (block.start >= begin) starts[first] = 1;
       if (vector.share)
-        for (int64_t j = first; j < last; ++j) share[j] = block.share(b[j]);
+        for (int64_t j = first; j < last; ++j) share[j] = vector.share_of(block, b[j], vector.b_first);
     };
     if (before && before->end > begin) write(*before);
     for (; next <= chunk.last && chunk.blocks[next].start < begin + count; ++next) {
@@ -251,8 +326,9 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
     if (vector.result != IsotonicResult::kRegression)
       for (int64_t j = 0; j < count; ++j) v[j] = a[j] - v[j];
     if (vector.result == IsotonicResult::kExpPrimal)
-      for (int64_t j = 0; j < count; ++j) v[j] = std::exp(v[j]);
-    for (int64_t j = 0; j < count; ++j) v[j] *= vector.scale;
+      for (int64_t j = 0; j < count; ++j) v[j] = exponential(v[j]);
+    if (vector.scale != 1)
+      for (int64_t j = 0; j < count; ++j) v[j] *= vector.scale;
     deliver_doubles(v, vector.order, begin, count, vector.out);
     if (vector.share) deliver_doubles(share, nullptr, begin, count, vector.share);
   });
@@ -267,9 +343,11 @@ void write_nan(const Vector<In>& vector) {
   std::fill(vector.blocks, vector.blocks + block_words(vector.n), 0);
 }
 
-template <class In, class Block>
-void regress(const Vector<In>& vector, Chunk<Block>* chunks, Block* blocks, int threads) {
+template <class Block, class In>
+void regress(const Vector<In>& vector, Arena arena, int threads) {
   const int64_t count = chunks_of(vector.n);
+  Chunk<Block>* chunks = arena.take<Chunk<Block>>(count);
+  Block* blocks = arena.take<Block>(vector.n / 2 + count);
   parallel_for(count, threads, [&](int64_t i) {
     chunks[i].blocks = blocks + i * kBlocksPerChunk;
     pool_chunk(vector, i, chunks[i]);
@@ -293,26 +371,33 @@ void regress(const Vector<In>& vector, Chunk<Block>* chunks, Block* blocks, int 
   });
 }
 
-// The term in doubles, where it is the same for all vectors and its logarithms are worth keeping.
+// The term in doubles and its exponentials, where it is the same for all vectors.
 template <class In>
 std::unique_ptr<double[]> common_table(const IsotonicTerm& term, const Shape& shape, int threads) {
   const Tensor<const In> tensor{static_cast<const In*>(term.data), term.strides};
   const bool common = !term.data || ((shape.outer == 1 || term.strides.outer == 0) &&
                                      (shape.inner == 1 || term.strides.inner == 0) && tensor.adjacent(shape));
   const int64_t n = shape.n1 * shape.n2;
-  if (!common || !term.logarithm || n == 0) return nullptr;
-  std::unique_ptr<double[]> table(new double[size_t(n)]);
-  const Term<In> evaluated{tensor.data, term.scale, true, n, nullptr};
+  if (!common || n == 0) return nullptr;
+  std::unique_ptr<double[]> table(new double[2 * size_t(n)]);
+  const Term<In> evaluated{tensor.data, term.scale, term.logarithm, n, nullptr};
+  const double reference = evaluated.at(0);
   parallel_for(chunks_of(n), threads, [&](int64_t chunk) {
-    for_each_segment(n, chunk, [&](int64_t begin, int64_t count) { evaluated.evaluate(begin, count, &table[begin]); });
+    for_each_segment(n, chunk, [&](int64_t begin, int64_t count) {
+      evaluated.evaluate(begin, count, &table[begin]);
+      evaluated.exponentials(begin, count, reference, &table[n + begin]);
+    });
   });
   return table;
 }
 
-template <class In, class Block>
+template <class In>
 void regress_vectors(const IsotonicArgs& args, int threads) {
   const Shape& shape = args.shape;
-  const auto a_table = common_table<In>(args.a, shape, threads), b_table = common_table<In>(args.b, shape, threads);
+  const bool entropic = args.divergence == Divergence::kKL;
+  std::unique_ptr<double[]> a_table, b_table;
+  if (entropic || args.a.logarithm) a_table = common_table<In>(args.a, shape, threads);
+  if (entropic || args.b.logarithm) b_table = common_table<In>(args.b, shape, threads);
   const Tensor<const In> a{a_table ? nullptr : static_cast<const In*>(args.a.data), args.a.strides};
   const Tensor<const In> b{b_table ? nullptr : static_cast<const In*>(args.b.data), args.b.strides};
   const Tensor<const In> weight{static_cast<const In*>(args.weight), args.weight_strides};
@@ -325,50 +410,45 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
   const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
   const int64_t n = bundles.n, chunks = chunks_of(n), slots = n / 2 + chunks;
   const size_t bytes = a.bytes(bundles) + b.bytes(bundles) + weight.bytes(bundles) + order.bytes(bundles) +
-                       out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<Chunk<Block>>(chunks) +
-                       Arena::bytes<Block>(slots);
+                       out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<Chunk<LogBlock>>(chunks) +
+                       (entropic ? Arena::bytes<LogBlock>(slots) : Arena::bytes<MeanBlock>(slots));
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
     const Rows<const In> a_rows(a, bundles, first, live, arena), b_rows(b, bundles, first, live, arena);
     const Rows<const In> weights(weight, bundles, first, live, arena);
     const Rows<const int32_t> orders(order, bundles, first, live, arena);
     const Rows<In> outs(out, bundles, first, live, arena), shares(share, bundles, first, live, arena);
-    Chunk<Block>* memory = arena.take<Chunk<Block>>(chunks);
-    Block* blocks = arena.take<Block>(slots);
+    char* memory = arena.take<char>(0);
     a_rows.load();
     b_rows.load();
     weights.load();
     orders.load();
     for (int64_t i = 0; i < live; ++i) {
-      const Vector<In> vector{n,
-                              {a_rows[i], args.a.scale, args.a.logarithm, n, a_table.get()},
-                              {b_rows[i], args.b.scale, args.b.logarithm, n, b_table.get()},
-                              weights[i],
-                              args.increasing ? -1.0 : 1.0,
-                              args.result,
-                              args.scale,
-                              orders[i],
-                              outs[i],
-                              shares[i],
-                              args.blocks + (first + i) * block_words(n)};
-      regress(vector, memory, blocks, bundles.within);
+      Vector<In> vector{n,
+                        {a_rows[i], args.a.scale, args.a.logarithm, n, a_table.get()},
+                        {b_rows[i], args.b.scale, args.b.logarithm, n, b_table.get()},
+                        weights[i],
+                        args.increasing ? -1.0 : 1.0,
+                        args.result,
+                        args.scale,
+                        orders[i],
+                        outs[i],
+                        shares[i],
+                        args.blocks + (first + i) * block_words(n),
+                        entropic};
+      if (entropic && !vector.narrow())
+        regress<LogBlock>(vector, Arena{memory}, bundles.within);
+      else
+        regress<MeanBlock>(vector, Arena{memory}, bundles.within);
     }
     outs.store();
     shares.store();
   });
 }
 
-template <class In>
-void regress_divergence(const IsotonicArgs& args, int threads) {
-  if (args.divergence == Divergence::kL2)
-    regress_vectors<In, MeanBlock>(args, threads);
-  else
-    regress_vectors<In, LogBlock>(args, threads);
-}
-
 }  // namespace
 
 void isotonic(const IsotonicArgs& args, int threads) {
-  HYPERSIMPLEX_DISPATCH(args.dtype, regress_divergence, args, threads);
+  HYPERSIMPLEX_DISPATCH(args.dtype, regress_vectors, args, threads);
 }
 
 }  // namespace cpu

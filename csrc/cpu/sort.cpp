@@ -1,7 +1,8 @@
 // Stable sort of vectors. An entry becomes a word: above, a key whose unsigned order is the one asked for; below, its
-// place. Short vectors are ranked by counting, without a branch; longer ones go through a least significant digit radix
-// sort. Only the upper 32 bits of a double fit a word: runs that agree in them are sorted again by the lower ones.
-// A stable sort has one result, so threads may cut the work as they like.
+// place. Short vectors are ranked by counting, without a branch; those that fit the near caches are spread over even
+// levels between their extremes; the others go through a least significant digit radix sort. Only the upper 32 bits of
+// a double fit a word: runs that agree in them are sorted again by the lower ones. A stable sort has one result, so
+// threads may cut the work as they like.
 #include <cstring>
 
 #include "isa_launchers.h"
@@ -13,9 +14,10 @@ namespace {
 
 using Word = uint64_t;
 
-constexpr int64_t kRanked = 64;        // up to here the n^2 / 2 comparisons cost less than counting digits
-constexpr int64_t kFewWords = 512;     // up to here two passes and insertion cost less than all digits
-constexpr int64_t kWideDigits = 8192;  // from here three passes with larger tables cost less than four
+constexpr int64_t kRanked = 64;          // up to here the n^2 / 2 comparisons cost less than counting digits
+constexpr int64_t kNarrowLevels = 2048;  // up to here 2^16 levels, from there 2^18
+constexpr int64_t kLevelled = 16384;     // up to here levels are tried first: two passes instead of three or four
+constexpr int64_t kWideDigits = 8192;    // from here three passes with larger tables cost less than four
 constexpr int64_t kPlaces = int64_t(1) << 32;
 constexpr int kMaxParts = 64;  // of one vector over threads
 
@@ -97,13 +99,12 @@ void sort_by_rank(const Word* words, Word* sorted, int n) {
   for (int j = 0; j < n; ++j) sorted[rank[j]] = words[j];
 }
 
-// Sorts by kDigit * kPasses bits of key - base, from bit `shift` up. Returns the array that holds the result, `words`
-// or `spare`. counts [parts, kPasses, 2^kDigit].
+// Sorts by the lowest kDigit * kPasses bits of the key. Returns the array that holds the result, `words` or `spare`.
+// counts [parts, kPasses, 2^kDigit].
 template <int kDigit, int kPasses>
-Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* counts, uint32_t base = 0,
-                     int shift = 0) {
+Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* counts) {
   constexpr uint32_t kRadix = 1u << kDigit;
-  auto digit = [=](Word word, int pass) { return (key_of(word) - base) >> (shift + pass * kDigit) & (kRadix - 1); };
+  auto digit = [=](Word word, int pass) { return key_of(word) >> pass * kDigit & (kRadix - 1); };
   auto table = [&](int64_t part, int pass) { return counts + (part * kPasses + pass) * kRadix; };
   for_each_part(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
     memset(table(part, 0), 0, sizeof(uint32_t) * kPasses * kRadix);
@@ -139,27 +140,96 @@ Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* c
 
 constexpr int64_t kCounts = 3 << 11;  // per part
 
-// Two passes over the upper bits of the keys' range leave few words out of order; insertion moves these. Where it would
-// move many, all digits are sorted by.
-Word* sort_by_upper_digits(Word* words, Word* spare, int64_t n, uint32_t* counts) {
-  uint32_t least = UINT32_MAX, largest = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    least = std::min(least, key_of(words[j]));
-    largest = std::max(largest, key_of(words[j]));
+// What one vector leaves: values and order, each where it is wanted.
+template <class In>
+struct Sorted {
+  In* values;
+  int32_t* order;
+  int64_t* wide_order;
+};
+
+// The least and the largest entry; false where one is a nan or an infinity.
+template <class In>
+bool range_of(const In* x, int64_t n, In& least, In& largest) {
+  constexpr int64_t kLanes = 8;
+  In low[kLanes], high[kLanes], strange[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) low[i] = high[i] = x[i], strange[i] = 0;
+  auto take = [&](const In* entries) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      low[i] = entries[i] < low[i] ? entries[i] : low[i];
+      high[i] = high[i] < entries[i] ? entries[i] : high[i];
+      strange[i] += entries[i] - entries[i];
+    }
+  };
+  for (int64_t j = 0; j + kLanes <= n; j += kLanes) take(x + j);
+  take(x + n - kLanes);
+  for (int64_t i = 1; i < kLanes; ++i) {
+    low[0] = std::min(low[0], low[i]);
+    high[0] = std::max(high[0], high[i]);
+    strange[0] += strange[i];
   }
-  int shift = 0;
-  while (uint64_t(largest - least) >> shift >> 16) ++shift;
-  Word* sorted = sort_by_digits<8, 2>(words, spare, n, 1, counts, least, shift);
+  least = low[0];
+  largest = high[0];
+  return strange[0] == 0;
+}
+
+// Sorts by 2^(2 kDigit) levels, evenly from the least to the largest entry: two passes leave few entries out of order,
+// and insertion moves these. False, with nothing of use done, where that would move many, where entries are not finite
+// and where they are in order, which others find faster. words and spare [n].
+template <int kDigit, class In>
+bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, uint32_t* spare, uint32_t* counts,
+                    const Sorted<In>& out) {
+  constexpr int kPlaceBits = 14;
+  constexpr uint32_t kRadix = 1u << kDigit, kTop = kRadix * kRadix - 1;
+  static_assert(kLevelled <= 1 << kPlaceBits && kPlaceBits + 2 * kDigit <= 32, "a level and a place fit a word");
+  auto wrong = [=](In left, In right) { return descending ? left < right : left > right; };
+  In least, largest;
+  if (!range_of(x, n, least, largest)) return false;
+  const In scale = In(kTop) / (largest - least);
+  if (!(scale > 0 && scale - scale == 0)) return false;
+  int64_t in_order = 1;
+  while (in_order < n && !wrong(x[in_order - 1], x[in_order])) ++in_order;
+  if (in_order == n) return false;
+
+  const uint32_t flip = descending ? kTop : 0;
+  for (int64_t j = 0; j < n; ++j)
+    words[j] = (uint32_t(int32_t((x[j] - least) * scale)) ^ flip) << kPlaceBits | uint32_t(j);
+  uint32_t *lower = counts, *upper = counts + kRadix;
+  auto lower_digit = [](uint32_t word) { return word >> kPlaceBits & (kRadix - 1); };
+  auto upper_digit = [](uint32_t word) { return word >> (kPlaceBits + kDigit); };
+  memset(counts, 0, sizeof(uint32_t) * 2 * kRadix);
+  for (int64_t j = 0; j < n; ++j) ++lower[lower_digit(words[j])], ++upper[upper_digit(words[j])];
+  uint32_t next_lower = 0, next_upper = 0;
+  for (uint32_t d = 0; d < kRadix; ++d) {
+    const uint32_t in_lower = lower[d], in_upper = upper[d];
+    lower[d] = next_lower;
+    upper[d] = next_upper;
+    next_lower += in_lower;
+    next_upper += in_upper;
+  }
+  for (int64_t j = 0; j < n; ++j) spare[lower[lower_digit(words[j])]++] = words[j];
+  int32_t* order = out.order ? out.order : reinterpret_cast<int32_t*>(words);
+  for (int64_t j = 0; j < n; ++j) order[upper[upper_digit(spare[j])]++] = int32_t(spare[j] & ((1u << kPlaceBits) - 1));
+
   int64_t moves = 0;
-  for (int64_t j = 1; shift > 0 && j < n; ++j) {
-    const Word word = sorted[j];
-    int64_t place = j;
-    for (; place > 0 && key_of(sorted[place - 1]) > key_of(word); --place) sorted[place] = sorted[place - 1];
-    sorted[place] = word;
-    moves += j - place;
-    if (moves > 2 * n) return sort_by_digits<8, 4>(sorted, sorted == words ? spare : words, n, 1, counts);
+  In last = x[order[0]];
+  for (int64_t j = 1; j < n; ++j) {
+    const int32_t place = order[j];
+    const In entry = x[place];
+    if (!wrong(last, entry)) {
+      last = entry;
+      continue;
+    }
+    int64_t i = j;
+    for (; i > 0 && wrong(x[order[i - 1]], entry); --i) order[i] = order[i - 1];
+    order[i] = place;
+    moves += j - i;
+    if (moves > 2 * n) return false;
   }
-  return sorted;
+  if (out.values)
+    for (int64_t j = 0; j < n; ++j) out.values[j] = x[order[j]];
+  if (out.wide_order) std::copy(order, order + n, out.wide_order);
+  return true;
 }
 
 // Stable, by the key's lowest `bits` bits; the others are 0. Returns the array that holds the result.
@@ -177,7 +247,6 @@ Word* sort_words(Word* words, Word* spare, int64_t n, int bits, int parts, uint3
     return spare;
   }
   if (bits == 16) return sort_by_digits<8, 2>(words, spare, n, parts, counts);
-  if (n <= kFewWords) return sort_by_upper_digits(words, spare, n, counts);
   if (n < kWideDigits) return sort_by_digits<8, 4>(words, spare, n, parts, counts);
   return sort_by_digits<11, 3>(words, spare, n, parts, counts);
 }
@@ -208,17 +277,17 @@ void sort_by_lower_half(const double* x, const Keys<double>& keys, Word* words, 
   });
 }
 
-// What one vector leaves: values and order, each where it is wanted.
-template <class In>
-struct Sorted {
-  In* values;
-  int32_t* order;
-  int64_t* wide_order;
-};
-
 template <class In>
 void sort_vector(const In* x, int64_t n, const Keys<In>& keys, Word* words, Word* spare, int threads, uint32_t* counts,
                  const Sorted<In>& out) {
+  if constexpr (sizeof(In) > 2) {
+    uint32_t *levels = reinterpret_cast<uint32_t*>(words), *spare_levels = reinterpret_cast<uint32_t*>(spare);
+    const bool descending = keys.flip != 0;
+    if (n > kRanked && n <= kNarrowLevels && sort_by_levels<8>(x, n, descending, levels, spare_levels, counts, out))
+      return;
+    if (n > kNarrowLevels && n <= kLevelled && sort_by_levels<9>(x, n, descending, levels, spare_levels, counts, out))
+      return;
+  }
   const int parts = std::min(threads, kMaxParts);
   for_each_part(n, parts, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) words[j] = word(keys(x[j]), j);
