@@ -95,7 +95,7 @@ struct Term {
     if (row)
       for (int64_t j = 0; j < count; ++j) out[j] = scale * double(load(row[begin + j]));
     else
-      for (int64_t j = 0; j < count; ++j) out[j] = scale * double(n - begin - j);
+      for (int32_t j = 0; j < int32_t(count); ++j) out[j] = scale * (double(n - begin) - double(j));
     if (logarithm)
       for (int64_t j = 0; j < count; ++j) out[j] = std::log(out[j]);
   }
@@ -306,9 +306,9 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
     vector.b.evaluate(begin, count, b);
     for (int64_t j = 0; j < count; ++j) {
       v[j] = a[j] - b[j];
-      share[j] = 1;
       starts[j] = 1;
     }
+    if (vector.share) std::fill(share, share + count, 1.0);
     auto write = [&](const Block& block) {
       const int64_t first = std::max(block.start - begin, int64_t(0)), last = std::min(block.end - begin, count);
       const double value = vector.level(block);
