@@ -45,14 +45,9 @@ double sum_word(const double* v) {
   for (int i = 0; i < 8; ++i) lanes[i] = (v[i] + v[i + 8]) + (v[i + 16] + v[i + 24]);
   return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
 }
-// start ? 0 : sum, without a branch.
-double kept(double sum, uint8_t start) {
-  uint64_t bits;
-  memcpy(&bits, &sum, sizeof sum);
-  bits &= uint64_t(start) - 1;
-  memcpy(&sum, &bits, sizeof sum);
-  return sum;
-}
+// The sums of v and of the weight side by side, so that both start anew by one mask, without a branch.
+using Pair = double __attribute__((vector_size(16)));
+using PairBits = int64_t __attribute__((vector_size(16)));
 
 template <class In>
 void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
@@ -83,13 +78,16 @@ void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
         sum_v = v[end - 1];
         sum_weight = weight[end - 1];
       } else {
+        Pair sum = {sum_v, sum_weight};
         for (int64_t i = j; i < end; ++i) {
-          sum_v = kept(sum_v, starts[i]) + v[i];
-          sum_weight = kept(sum_weight, starts[i]) + weight[i];
+          const int64_t kept = int64_t(starts[i]) - 1;
+          sum = Pair(PairBits(sum) & PairBits{kept, kept}) + Pair{v[i], weight[i]};
           block += starts[i];
-          sums.v[block] = sum_v;
-          sums.weight[block] = sum_weight;
+          sums.v[block] = sum[0];
+          sums.weight[block] = sum[1];
         }
+        sum_v = sum[0];
+        sum_weight = sum[1];
       }
     }
   });

@@ -19,7 +19,7 @@ inline double power_of_two(double shifted) {
 
 // exp(v) = 2^k exp(r), |r| <= log(2) / 2. 2^k is applied in two steps: it may be subnormal or overflow where one of
 // them would not.
-inline double exponential(double v) {
+__attribute__((always_inline)) inline double exponential(double v) {
   constexpr double kShift = 0x1.8p52;
   v = v < -800 ? -800 : v;
   v = v > 800 ? 800 : v;

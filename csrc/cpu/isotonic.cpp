@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "exponential.h"
 #include "isa_launchers.h"
+#include "isotonic_blocks.h"
 #include "segments.h"
 
 namespace hypersimplex {
@@ -14,69 +14,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-// A block of adjacent elements [start, end). `value` is what must not increase from block to block. Of an element, p
-// and q are the amount per weight and the weight: in least squares a - b and w. KL is the same in exponentials:
-// exp(a - b) and exp(b), relative to the vector's first elements.
-struct MeanBlock {
-  double value, sum, weight;
-  int64_t start, end;
-
-  static double value_of(double p, double) { return p; }
-  static MeanBlock single(double p, double q, int64_t j) { return {p, q * p, q, j, j + 1}; }
-  static MeanBlock pooled(const MeanBlock& left, const MeanBlock& right) {
-    const double sum = left.sum + right.sum, weight = left.weight + right.weight;
-    return {sum / weight, sum, weight, left.start, right.end};
-  }
-  // Takes in the elements [end, stop) or [stop, start), from the block outwards, while they violate. Most are found
-  // without a division; the rest only where rounding decides.
-  void take_right(const double* p, const double* q, int64_t stop) {
-    for (; end < stop && sum < weight * p[end]; ++end) take(p[end], q[end]);
-    value = sum / weight;
-    for (; end < stop && value < p[end]; ++end, value = sum / weight) take(p[end], q[end]);
-  }
-  void take_left(const double* p, const double* q, int64_t stop) {
-    for (; start > stop && weight * p[start - 1] < sum; --start) take(p[start - 1], q[start - 1]);
-    value = sum / weight;
-    for (; start > stop && p[start - 1] < value; --start, value = sum / weight) take(p[start - 1], q[start - 1]);
-  }
-
- private:
-  void take(double p, double q) {
-    sum += q * p;
-    weight += q;
-  }
-};
-
-// KL where exponentials of a whole vector would leave the range of numbers. p and q are a and b. The sums are relative
-// to the first element, the largest of its block: sum_a = sum_B exp(a - a_first).
-struct LogBlock {
-  double value, a, b, sum_a, sum_b;
-  int64_t start, end;
-
-  static double value_of(double p, double q) { return p - q; }
-  static LogBlock single(double p, double q, int64_t j) { return {p - q, p, q, 1, 1, j, j + 1}; }
-  static LogBlock pooled(const LogBlock& left, const LogBlock& right) {
-    const double sum_a = left.sum_a + right.sum_a * exponential(right.a - left.a);
-    const double sum_b = left.sum_b + right.sum_b * exponential(right.b - left.b);
-    return {(left.a - left.b) + std::log(sum_a / sum_b), left.a, left.b, sum_a, sum_b, left.start, right.end};
-  }
-  // A run of rising elements is one block, whatever is around it.
-  void take_right(const double* p, const double* q, int64_t stop) {
-    while (end < stop && value < p[end] - q[end]) {
-      do {
-        sum_a += exponential(p[end] - a);
-        sum_b += exponential(q[end] - b);
-        ++end;
-      } while (end < stop && p[end - 1] - q[end - 1] < p[end] - q[end]);
-      value = (a - b) + std::log(sum_a / sum_b);
-    }
-  }
-  void take_left(const double* p, const double* q, int64_t stop) {
-    while (start > stop && p[start - 1] - q[start - 1] < value)
-      *this = pooled(single(p[start - 1], q[start - 1], start - 1), *this);
-  }
-};
 
 // One term of a vector.
 template <class In>
@@ -95,7 +32,7 @@ struct Term {
     if (row)
       for (int64_t j = 0; j < count; ++j) out[j] = scale * double(load(row[begin + j]));
     else
-      for (int64_t j = 0; j < count; ++j) out[j] = scale * double(n - begin - j);
+      for (int32_t j = 0; j < int32_t(count); ++j) out[j] = scale * (double(n - begin) - double(j));
     if (logarithm)
       for (int64_t j = 0; j < count; ++j) out[j] = std::log(out[j]);
   }
@@ -306,9 +243,9 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
     vector.b.evaluate(begin, count, b);
     for (int64_t j = 0; j < count; ++j) {
       v[j] = a[j] - b[j];
-      share[j] = 1;
       starts[j] = 1;
     }
+    if (vector.share) std::fill(share, share + count, 1.0);
     auto write = [&](const Block& block) {
       const int64_t first = std::max(block.start - begin, int64_t(0)), last = std::min(block.end - begin, count);
       const double value = vector.level(block);

@@ -211,23 +211,24 @@ bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, ui
   int32_t* order = out.order ? out.order : reinterpret_cast<int32_t*>(words);
   for (int64_t j = 0; j < n; ++j) order[upper[upper_digit(spare[j])]++] = int32_t(spare[j] & ((1u << kPlaceBits) - 1));
 
+  In* values = out.values ? out.values : reinterpret_cast<In*>(spare);
   int64_t moves = 0;
-  In last = x[order[0]];
+  values[0] = x[order[0]];
   for (int64_t j = 1; j < n; ++j) {
     const int32_t place = order[j];
     const In entry = x[place];
-    if (!wrong(last, entry)) {
-      last = entry;
-      continue;
-    }
+    values[j] = entry;
+    if (!wrong(values[j - 1], entry)) continue;
     int64_t i = j;
-    for (; i > 0 && wrong(x[order[i - 1]], entry); --i) order[i] = order[i - 1];
+    for (; i > 0 && wrong(values[i - 1], entry); --i) {
+      values[i] = values[i - 1];
+      order[i] = order[i - 1];
+    }
+    values[i] = entry;
     order[i] = place;
     moves += j - i;
     if (moves > 2 * n) return false;
   }
-  if (out.values)
-    for (int64_t j = 0; j < n; ++j) out.values[j] = x[order[j]];
   if (out.wide_order) std::copy(order, order + n, out.wide_order);
   return true;
 }
