@@ -184,7 +184,8 @@ class _Batch(NamedTuple):
 
 def _rows(t: Tensor) -> Tensor:
     """[N, C, d...] or [N] as [n, C], in float32 at least."""
-    t = t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1).flatten(0, -2)
+    t = t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1)
+    t = t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # flatten has no batching rule for batched gradients
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
