@@ -27,7 +27,8 @@ def parts(case: Case) -> dict[str, float]:
         classes, None, None, None, None, 0.0, _loss.TARGETS, 1.0, -100, 0.0, _loss.SQUARED, _loss.MEAN
     )
     value, state = _ops.loss_forward(x, *arguments)
-    grad, out = torch.ones_like(value), torch.empty_like(x)
+    grad = torch.ones_like(value)
+    out: Tensor = torch.empty_like(x)
     *_, call = _ops._loss_call(x, classes, arguments[5:])
     threads = torch.get_num_threads()
     places = x.data_ptr(), classes.data_ptr(), 0, 0, 0, 0, state.data_ptr()
