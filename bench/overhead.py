@@ -26,6 +26,7 @@ def parts(case: Case) -> dict[str, float]:
     arguments = _loss.Arguments(
         classes, None, None, None, None, 0.0, _loss.TARGETS, 1.0, -100, 0.0, _loss.SQUARED, _loss.MEAN
     )
+    value: Tensor
     value, state = _ops.loss_forward(x, *arguments)
     grad = torch.ones_like(value)
     out: Tensor = torch.empty_like(x)
