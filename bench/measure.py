@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import hypersimplex_ext
-from bench import gpu, peers
+from bench import gpu, overhead, peers
 from bench.cases import Case
 from bench.clocks import Clock, DeviceClock, HostClock
 from bench.contender import OURS, Contender, Prepared
@@ -59,7 +59,8 @@ def measure(case: Case, effort: Effort) -> Record:
         `gradient_error` (largest, against float64; None where nothing can be compared), `memory` (peak of forward and
         backward in bytes beside the input; in the group "memory"), `forward` and `both` (seconds of a call: median,
         p20, p80, number of samples, and `ratio` to this package); or only `failure`, for a peer that failed. On a GPU
-        `forward_called` and `both_called` as well, what the caller waits for, and `gpu`: see `bench.gpu.describe`.
+        `forward_called` and `both_called` as well, what the caller waits for, and `gpu`: see `bench.gpu.describe`. In
+        the group "loss-overhead" `parts` as well: see `bench.overhead.parts`.
 
     Raises:
         RuntimeError: this package disagrees with the reference.
@@ -83,8 +84,9 @@ def measure(case: Case, effort: Effort) -> Record:
                 functions = {name: getattr(prepared, direction) for name, prepared in ready.items()}
                 for name, record in _summarise(_alternate(functions, effort, clock)).items():
                     systems[name][direction + suffix] = record
+        profile = {"parts": overhead.parts(case)} if case.group == "loss-overhead" else {}
         device = {"gpu": gpu.describe()} if case.device == "cuda" else {}
-        return {**_key(case, effort), **environment(torch.device(case.device)), **device, "systems": systems}
+        return {**_key(case, effort), **environment(torch.device(case.device)), **device, **profile, "systems": systems}
 
 
 def key(case: Case, effort: Effort) -> Record:

@@ -23,7 +23,8 @@ def tables(records: Sequence[Record]) -> str:
     parts += [comparison(record) for record in of_group(records, "peers", "loss", "order")]
     parts += [_lengths(of_group(records, "length")), _inputs(of_group(records, "inputs"))]
     parts += [_variants(of_group(records, "mass", "dtype", "layout", "threads", "long"))]
-    parts += [_overhead(of_group(records, "overhead", "loss-overhead")), _memory(of_group(records, "memory"))]
+    parts += [_overhead(of_group(records, "overhead", "loss-overhead")), _parts([r for r in records if "parts" in r])]
+    parts += [_memory(of_group(records, "memory"))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -164,6 +165,15 @@ def _overhead(records: Sequence[Record]) -> str:
         for direction, word in (("forward", "forward"), ("both", "forward + backward"))
     ]
     return markdown(["a call at tiny sizes", *systems], rows)
+
+
+def _parts(records: Sequence[Record]) -> str:
+    """Where the time of forward and backward goes, each part timed alone."""
+    rows = [
+        [Case(**record["case"]).label + _threads(Case(**record["case"])), *map(seconds, record["parts"].values())]
+        for record in records
+    ]
+    return markdown(["parts of forward + backward", *records[0]["parts"]] if records else [], rows)
 
 
 def _memory(records: Sequence[Record]) -> str:

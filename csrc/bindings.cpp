@@ -1,7 +1,8 @@
 // Python bindings: integers in, launcher out, C++ exception -> Python exception. Pointers arrive as integers
 // (0 is null), shapes and strides (in elements) as 4-tuples. The submodules `cpu` and `cuda` hold the same functions
 // with the same leading arguments; a cpu function ends in `threads`, a cuda function in `stream, allocate`, where
-// allocate(bytes) returns the address of device memory for this call's workspace.
+// allocate(bytes) returns the address of device memory for this call's workspace. The loss is an object, LossCall,
+// which holds what is the same in every call of one signature.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -104,30 +105,6 @@ struct Cuda {
 };
 #endif
 
-// What loss_forward and loss_backward share: the arguments that describe the loss, in the order of LossArgs.
-LossArgs loss_args(int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind, Address target,
-                   const Four& target_strides, int mass_kind, Address k_values, double k, Address tau_values,
-                   double tau, Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing,
-                   int kind, int reduction, Address state) {
-  return {DType(dtype),
-          shape_of(shape),
-          pointer<const void>(x),
-          strides_of(x_strides),
-          TargetKind(target_kind),
-          pointer<const void>(target),
-          strides_of(target_strides),
-          MassKind(mass_kind),
-          per_vector(k_values, k),
-          per_vector(tau_values, tau),
-          pointer<const double>(weight),
-          pointer<const double>(sample_weight),
-          ignore_index,
-          label_smoothing,
-          LossKind(kind),
-          Reduction(reduction),
-          pointer<double>(state)};
-}
-
 template <class Backend, class... Tail>
 void define_threshold(py::module_& m) {
   m.def("threshold", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address k_values, double k,
@@ -168,27 +145,51 @@ void define_jvp(py::module_& m) {
   });
 }
 
+// The loss for one signature, so that a call converts addresses alone: all of LossArgs but these is kept.
+template <class Backend>
+struct LossCall {
+  LossArgs args;
+  Strides grad_strides;
+
+  LossArgs at(Address x, Address target, Address k_values, Address tau_values, Address weight, Address sample_weight,
+              Address state) const {
+    LossArgs placed = args;
+    placed.x = pointer<const void>(x);
+    placed.target = pointer<const void>(target);
+    placed.k.values = pointer<const double>(k_values);
+    placed.tau.values = pointer<const double>(tau_values);
+    placed.weight = pointer<const double>(weight);
+    placed.sample_weight = pointer<const double>(sample_weight);
+    placed.state = pointer<double>(state);
+    return placed;
+  }
+};
+
 template <class Backend, class... Tail>
 void define_loss(py::module_& m) {
-  m.def("loss_forward", [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind,
-                           Address target, const Four& target_strides, int mass_kind, Address k_values, double k,
-                           Address tau_values, double tau, Address weight, Address sample_weight, int64_t ignore_index,
-                           double label_smoothing, int kind, int reduction, Address state, Address loss, Tail... tail) {
-    Backend::loss_forward(
-        loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind, k_values, k, tau_values,
-                  tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction, state),
-        pointer<void>(loss), tail...);
-  });
-  m.def("loss_backward",
-        [](int dtype, const Four& shape, Address x, const Four& x_strides, int target_kind, Address target,
-           const Four& target_strides, int mass_kind, Address k_values, double k, Address tau_values, double tau,
-           Address weight, Address sample_weight, int64_t ignore_index, double label_smoothing, int kind, int reduction,
-           Address state, Address grad_output, Address grad, const Four& grad_strides, Tail... tail) {
-          Backend::loss_backward(
-              loss_args(dtype, shape, x, x_strides, target_kind, target, target_strides, mass_kind, k_values, k,
-                        tau_values, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction, state),
-              {pointer<const void>(grad_output), pointer<void>(grad), strides_of(grad_strides)}, tail...);
-        });
+  using Call = LossCall<Backend>;
+  // Local: the emulator's module has classes of the same names.
+  py::class_<Call>(m, "LossCall", py::module_local())
+      .def(py::init([](int dtype, const Four& shape, const Four& x_strides, int target_kind, const Four& target_strides,
+                       const Four& grad_strides, double k, int mass_kind, double tau, int64_t ignore_index,
+                       double label_smoothing, int kind, int reduction) {
+        return Call{{DType(dtype), shape_of(shape), nullptr, strides_of(x_strides), TargetKind(target_kind), nullptr,
+                     strides_of(target_strides), MassKind(mass_kind), per_vector(0, k), per_vector(0, tau), nullptr,
+                     nullptr, ignore_index, label_smoothing, LossKind(kind), Reduction(reduction), nullptr},
+                    strides_of(grad_strides)};
+      }))
+      .def("forward",
+           [](const Call& call, Address x, Address target, Address k_values, Address tau_values, Address weight,
+              Address sample_weight, Address state, Address loss, Tail... tail) {
+             Backend::loss_forward(call.at(x, target, k_values, tau_values, weight, sample_weight, state),
+                                   pointer<void>(loss), tail...);
+           })
+      .def("backward", [](const Call& call, Address x, Address target, Address k_values, Address tau_values,
+                          Address weight, Address sample_weight, Address state, Address grad_output, Address grad,
+                          Tail... tail) {
+        Backend::loss_backward(call.at(x, target, k_values, tau_values, weight, sample_weight, state),
+                               {pointer<const void>(grad_output), pointer<void>(grad), call.grad_strides}, tail...);
+      });
 }
 
 template <class Backend, class... Tail>

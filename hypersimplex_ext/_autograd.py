@@ -223,3 +223,14 @@ class _Product(Function):
 _PROJECT = operator(_Project, "threshold")
 _PROJECT_PAV = operator(_ProjectPav, "threshold_pav")
 _PRODUCT = operator(_Product)
+
+
+def _refuse(ctx: Any, *_gradients: Any) -> Any:
+    raise NotImplementedError(
+        "the inner operators hypersimplex_ext::jvp and vjp have no derivative when called as such: "
+        "differentiate soft_binary_argmax twice instead"
+    )
+
+
+for _name in ("jvp", "vjp"):
+    _ops.register_derivative(_name, _refuse, lambda ctx, inputs, output: None)

@@ -22,7 +22,7 @@ else:
 class Backend(NamedTuple):
     """Kernels for one device type; `call(function, device, *arguments)` adds what a function takes at its end."""
 
-    kernels: Any  # a module with threshold, jvp, loss_forward, loss_backward
+    kernels: Any  # a module with threshold, jvp, LossCall and the others of csrc/bindings.cpp
     call: Callable[..., None]
 
 

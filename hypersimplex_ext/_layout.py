@@ -75,14 +75,11 @@ def samples(x: Tensor) -> tuple[Tensor, Samples]:
     return (x if fits else x.contiguous()), layout
 
 
-def batch(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Batch]:
+def batch(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, C, d...] or [N] and targets, class indices or dense; copied only where d... does not collapse."""
-    places = _batch(x.shape, x.stride(), target.shape, target.stride())
-    if places.strides is not None and places.target_strides is not None:
-        return x, target, places
-    x = x if places.strides is not None else x.contiguous()
-    target = target if places.target_strides is not None else target.contiguous()
-    return x, target, _batch(x.shape, x.stride(), target.shape, target.stride())
+    where = places(x.shape, x.stride(), target.shape, target.stride())
+    x = x if where.strides is not None else x.contiguous()
+    return x, target if where.target_strides is not None else target.contiguous()
 
 
 @_remembered
@@ -114,10 +111,10 @@ def _samples(sizes: Sequence[int], strides: Sequence[int]) -> tuple[Samples, boo
     return layout, _sample_strides(sizes, strides, last) is not None
 
 
-@_remembered
-def _batch(
+def places(
     sizes: Sequence[int], strides: Sequence[int], target_sizes: Sequence[int], target_strides: Sequence[int]
 ) -> Batch:
+    """Where logits and targets of these shapes and strides lie."""
     dense, last = target_sizes == sizes, min(len(sizes) - 1, 1)
     return Batch(
         _samples(sizes, strides)[0],

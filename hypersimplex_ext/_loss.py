@@ -60,12 +60,16 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
         return _composed(x, arguments)
     if not traced and x.requires_grad and torch.is_grad_enabled():
         states: list[Tensor] = []
-        value = _FusedLoss.apply(x, arguments, states)  # type: ignore[no-untyped-call]
+        value = _apply_fused(x, arguments, states)
         (state,) = states
     else:
         value, state = _ops.loss_forward(x, *arguments)
+    return value, lambda: _statistics(state)
+
+
+def _statistics(state: Tensor) -> tuple[Tensor, Tensor]:
     classes = state.shape[0] // _ops.LOSS_STATE_ROWS
-    return value, lambda: (state[:classes] + state[classes : 2 * classes], state[3 * classes : 4 * classes])
+    return state[:classes] + state[classes : 2 * classes], state[3 * classes : 4 * classes]
 
 
 def _fusible(x: Tensor, arguments: Arguments) -> bool:
@@ -73,7 +77,7 @@ def _fusible(x: Tensor, arguments: Arguments) -> bool:
         return False
     if torch.is_grad_enabled():
         for t in arguments[:_TENSORS]:
-            if isinstance(t, Tensor) and t.requires_grad:
+            if t is not None and t.requires_grad:  # type: ignore[union-attr]
                 return False
     return True
 
@@ -95,6 +99,10 @@ class _FusedLoss(Function):
         x, state, *tensors = ctx.saved_tensors
         # The registered derivative serves where this is differentiated again.
         return _ops.loss_backward(grad, state, x, *tensors, *ctx.numbers), None, None
+
+
+# Without the look at transforms that Function.apply takes first: here there are none.
+_apply_fused: Callable[..., Tensor] = super(Function, _FusedLoss).apply
 
 
 # ---- derivatives of the operators, for torch.compile and of second order ----
@@ -176,7 +184,8 @@ class _Batch(NamedTuple):
 
 def _rows(t: Tensor) -> Tensor:
     """[N, C, d...] or [N] as [n, C], in float32 at least."""
-    t = t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1).flatten(0, -2)
+    t = t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1)
+    t = t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # flatten has no batching rule for batched gradients
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 

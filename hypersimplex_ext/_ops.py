@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _layout, reference
-from ._backends import backend_of
-from ._layout import Batch, Four, Samples, Vectors
+from ._backends import Backend, backend_of
+from ._layout import Four, Samples, Vectors
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 LOSS_STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
@@ -50,11 +50,13 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
         _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"hypersimplex_ext::{name}", fake, lib=_LIBRARY)
-        overload: Callable[..., Any] = getattr(torch.ops.hypersimplex_ext, name).default
+        overload: Any = getattr(torch.ops.hypersimplex_ext, name).default
+        types = [argument.type for argument in overload._schema.arguments]
+        tensors = 1 + max(i for i, kind in enumerate(types) if "Tensor" in str(kind))  # none follows these
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            if torch.compiler.is_compiling() or not _plain(arguments):
+            if torch.compiler.is_compiling() or not _plain(arguments[:tensors]):
                 return overload(*arguments)
             return function(*arguments)
 
@@ -209,18 +211,17 @@ def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
 
 
 @_operator(f"loss_forward({_LOSS_ARGUMENTS}) -> (Tensor loss, Tensor state)", _loss_forward_fake)
-def loss_forward(
-    x: Tensor, target: Tensor, k_values: Tensor | None, tau_values: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor]:
+def loss_forward(x: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The loss, and what its backward needs: `LOSS_STATE_ROWS` rows [C], then the scale."""
-    x, target, batch = _layout.batch(x, target)
-    check_values("k", k_values, batch.samples.shape[2] * batch.samples.shape[3])
-    check_values("tau", tau_values)
+    tensors, settings = arguments[:4], arguments[4:]
+    x, target, call = _loss_call(x, target, settings)
+    check_values("k", tensors[0], call.samples)
+    check_values("tau", tensors[1])
     loss, state = _loss_forward_fake(x)
     if x.numel() == 0:
-        state.zero_()[: batch.samples.shape[1]] = math.inf
+        state.zero_()[: len(state) // LOSS_STATE_ROWS] = math.inf
         return loss.fill_(math.nan if settings[-1] == 0 else 0.0), state
-    _call_loss("loss_forward", x, target, batch, (k_values, tau_values, *settings), state, loss.data_ptr())
+    call(call.kernels.forward, x, target, tensors, state.data_ptr(), loss.data_ptr())
     return loss, state
 
 
@@ -229,31 +230,65 @@ def _loss_backward_fake(grad: Tensor, state: Tensor, x: Tensor, *_arguments: obj
 
 
 @_operator(f"loss_backward(Tensor grad, Tensor state, {_LOSS_ARGUMENTS}) -> Tensor", _loss_backward_fake)
-def loss_backward(grad: Tensor, state: Tensor, x: Tensor, target: Tensor, *settings: Any) -> Tensor:
+def loss_backward(grad: Tensor, state: Tensor, x: Tensor, target: Tensor, *arguments: Any) -> Tensor:
     """The gradient of the loss in `x`."""
-    x, target, batch = _layout.batch(x, target)
-    out = _layout.output_like(x, batch.samples)
+    tensors, settings = arguments[:4], arguments[4:]
+    x, target, call = _loss_call(x, target, settings)
+    out = torch.empty_like(x, memory_format=call.grad_format)
     if x.numel():
-        grad = grad if grad.dtype == x.dtype else grad.to(x.dtype)
-        place = _located(out, batch.samples)
-        _call_loss("loss_backward", x, target, batch, settings, state.contiguous(), grad.data_ptr(), *place)
+        grad, state = grad if grad.dtype == x.dtype else grad.to(x.dtype), state.contiguous()
+        call(call.kernels.backward, x, target, tensors, state.data_ptr(), grad.data_ptr(), out.data_ptr())
     return out
 
 
-def _call_loss(
-    name: str, x: Tensor, target: Tensor, batch: Batch, settings: tuple[Any, ...], state: Tensor, *results: int | Four
-) -> None:
-    *tensors, k, mass_kind, tau, ignore_index, smoothing, kind, reduction = settings
-    tensors = [t if t is None else t.contiguous() for t in tensors]
-    k_values, tau_values, weight, sample_weight = [0 if t is None else t.data_ptr() for t in tensors]
-    samples, strides, dense, target_strides = batch
+class _LossCall(NamedTuple):
+    """What calls of one signature share."""
+
+    backend: Backend
+    kernels: Any  # LossCall of csrc/bindings.cpp
+    samples: int
+    grad_format: torch.memory_format
+
+    def __call__(
+        self, launch: Callable[..., None], x: Tensor, target: Tensor, tensors: tuple[Tensor | None, ...], *results: int
+    ) -> None:
+        kept = [t if t is None else t.contiguous() for t in tensors]
+        addresses = [0 if t is None else t.data_ptr() for t in kept]
+        self.backend.call(launch, x.device, x.data_ptr(), target.data_ptr(), *addresses, *results)
+
+
+def _loss_call(x: Tensor, target: Tensor, settings: tuple[Any, ...]) -> tuple[Tensor, Tensor, _LossCall]:
+    """Logits and targets, copied only where d... does not collapse, and the call for their signature."""
     backend = backend_of(x.device)
+    call = _loss_calls(backend, x.dtype, x.shape, x.stride(), target.shape, target.stride(), *settings)
+    if call is None:
+        x, target = _layout.batch(x, target)
+        call = _loss_calls(backend, x.dtype, x.shape, x.stride(), target.shape, target.stride(), *settings)
+        assert call is not None
+    return x, target, call
+
+
+@functools.lru_cache(maxsize=1024)
+def _loss_calls(
+    backend: Backend | None,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    target_shape: torch.Size,
+    target_strides: tuple[int, ...],
+    *settings: Any,
+) -> _LossCall | None:
+    """None where d... does not collapse."""
     assert backend is not None  # without kernels the loss is composed of the operators above
-    backend.call(
-        *(getattr(backend.kernels, name), x.device, DTYPES[x.dtype], samples.shape, x.data_ptr(), strides, dense),
-        *(target.data_ptr(), target_strides, mass_kind, k_values, k, tau_values, tau, weight, sample_weight),
-        *(ignore_index, smoothing, kind, reduction, state.data_ptr(), *results),
-    )
+    places = _layout.places(shape, strides, target_shape, target_strides)
+    if places.strides is None or places.target_strides is None:
+        return None
+    kept = torch.empty_like(torch.empty_strided(shape, strides, device="meta"))
+    grad_format = torch.preserve_format if places.samples.strides(kept) is not None else torch.contiguous_format
+    grad_strides = places.samples.strides(torch.empty_like(kept, memory_format=grad_format))
+    layout = places.samples.shape, places.strides, places.dense, places.target_strides, grad_strides
+    kernels = backend.kernels.LossCall(DTYPES[dtype], *layout, *settings)
+    return _LossCall(backend, kernels, places.samples.shape[2] * places.samples.shape[3], grad_format)
 
 
 # ---- arguments ----

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -266,6 +266,55 @@ def loss_and_statistics(
     reduction: str,
 ) -> tuple[Tensor, _loss.Statistics]:
     """`hypersimplex_loss`, and a function that returns the thresholds and the numbers of active entries, [C] each."""
+    signature = None
+    plain = type(input) is type(target) is Tensor and not torch.compiler.is_compiling()
+    if plain and weight is sample_weight is None and _autocast(input) is input:
+        signature = (
+            *(input.dtype, input.device, input.shape, target.dtype, target.device, target.shape),
+            *(type(k), type(tau), type(ignore_index), type(label_smoothing)),  # first: 1 == 1.0 == True
+            *(k, tau, ignore_index, label_smoothing, kind, reduction),
+        )
+        try:
+            settings = _known.get(signature)
+        except TypeError:  # sizes that are symbols while tracing cannot be hashed, nor can what is to be refused
+            settings = signature = None
+        if settings is not None:
+            return _loss.loss(input, _loss.Arguments(target, *settings))
+    logits, arguments = _checked(
+        input, target, k, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction
+    )
+    if signature is not None and logits is input and arguments.target is target:
+        _remember(signature, arguments[1:], (*input.shape, *target.shape))
+    return _loss.loss(logits, arguments)
+
+
+# The settings of calls that passed every check: the next batch is mostly like the last.
+_known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+_KNOWN_AT_MOST = 1024
+
+
+def _remember(signature: tuple[Any, ...], settings: tuple[Any, ...], sizes: tuple[Any, ...]) -> None:
+    """Keep settings unless there are tensors, whose values may change; torch.jit.trace has them as sizes."""
+    if any(isinstance(value, Tensor) for value in (*settings, *sizes)):
+        return
+    if len(_known) >= _KNOWN_AT_MOST:
+        _known.clear()
+    _known[signature] = settings
+
+
+def _checked(
+    input: Tensor,
+    target: Tensor,
+    k: float | Tensor | Literal["targets"],
+    tau: float | Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    kind: str,
+    reduction: str,
+) -> tuple[Tensor, _loss.Arguments]:
+    """The logits to compute with, and everything else that the loss takes."""
     _checks.logits(input)
     input = _autocast(input)
     target = _checks.target(target, input)
@@ -294,7 +343,7 @@ def loss_and_statistics(
         _checks.choice("kind", kind, KINDS),
         _checks.choice("reduction", reduction, REDUCTIONS),
     )
-    return _loss.loss(input, arguments)
+    return input, arguments
 
 
 def _loss_mass(k: float | Tensor | Literal["targets"], input: Tensor, classes: int) -> tuple[Tensor | None, float, int]:

@@ -43,6 +43,14 @@ def contender(y, gradient=None):
     return Contender(lambda case, x, v, classes: prepared)
 
 
+def test_parts_of_the_overhead_add_up(smoke):
+    (record,) = [r for r in records_of(smoke) if r["case"]["group"] == "loss-overhead"]
+    *parts, everything = record["parts"].values()
+    assert sum(parts) == pytest.approx(everything)
+    assert min(record["parts"][name] for name in ("core", "allocation", "autograd")) > 0
+    assert "| not accounted for |" in tables.tables(records_of(smoke))
+
+
 def test_smoke_run_agrees(smoke):
     records = records_of(smoke)
     assert [Case(**record["case"]) for record in records] == cases.SMOKE

@@ -186,6 +186,19 @@ def test_compiled_vmap():
     assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x), 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["squared", "fenchel_young"])
+def test_compiled_vmap_of_the_loss(kind):
+    x, labels = torch.randn(5, 20, 6), torch.randint(6, (5, 20))
+    function = lambda x, t: torch.func.vmap(lambda x, t: hypersimplex_loss(x, t, kind=kind))(x, t)  # noqa: E731
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x, labels), function(x, labels), 1e-6)
+    results = []
+    for f in (function, compiled):
+        leaf = x.clone().requires_grad_()
+        results.append(torch.autograd.grad(f(leaf, labels).sum(), leaf)[0])
+    assert_close(results[1], results[0], 1e-6)
+
+
 def test_export():
     model = torch.nn.Sequential(torch.nn.Linear(5, 6), SoftBinaryArgmax(2))
     x = torch.randn(7, 5)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from hypersimplex_ext import binary_argmax, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import binary_argmax, functional, hypersimplex_loss, soft_binary_argmax
 from hypersimplex_ext.nn import HyperSimplexLoss, SoftBinaryArgmax
 
 X = torch.randn(5, 4)
@@ -135,6 +135,44 @@ def test_loss(changes, error, message):
     for reduction in ("mean", "none"):
         with pytest.raises(error, match=re.escape(message)):
             hypersimplex_loss(**({"input": X, "target": LABELS, "reduction": reduction} | changes))
+
+
+def test_what_passed_once_is_told_from_what_must_not():
+    """Settings that passed are remembered, and 1 == 1.0 == True."""
+    for _ in range(2):
+        whole, one = hypersimplex_loss(X, LABELS, 1.0), hypersimplex_loss(X, LABELS, 1)
+        assert whole != one
+        with pytest.raises(TypeError, match="k must be an integer, got bool"):
+            hypersimplex_loss(X, LABELS, True)
+        hypersimplex_loss(X, LABELS, label_smoothing=1, ignore_index=0)
+        with pytest.raises(TypeError, match="label_smoothing must be a real number, got bool"):
+            hypersimplex_loss(X, LABELS, label_smoothing=True, ignore_index=0)
+        with pytest.raises(TypeError, match="ignore_index must be an integer, got bool"):
+            hypersimplex_loss(X, LABELS, label_smoothing=1, ignore_index=False)
+        with pytest.raises(TypeError, match="k must be a real number, a Tensor or 'targets', got list"):
+            hypersimplex_loss(X, LABELS, [1])
+        with pytest.raises(TypeError, match="target must hold class indices"):
+            hypersimplex_loss(X, LABELS.int())
+        with pytest.raises(ValueError, match="got shape \\[4\\]"):
+            hypersimplex_loss(X, LABELS[:4])
+
+
+def test_what_is_remembered_is_bounded_and_holds_no_tensors(monkeypatch):
+    monkeypatch.setattr(functional, "_known", known := {})
+    monkeypatch.setattr(functional, "_KNOWN_AT_MOST", 3)
+    for n in range(1, 9):
+        x = torch.randn(n, 3)
+        hypersimplex_loss(x, torch.zeros(n, dtype=torch.long))
+        hypersimplex_loss(x, torch.zeros(n, dtype=torch.long), torch.ones(3))
+        hypersimplex_loss(x, torch.zeros(n, dtype=torch.long), tau=torch.ones(3), weight=torch.ones(3))
+        assert 1 <= len(known) <= 3
+    assert not any(isinstance(v, torch.Tensor) for key, settings in known.items() for v in (*key, *settings))
+    x = torch.randn(4, 3, dtype=torch.bfloat16)
+    labels = torch.zeros(4, dtype=torch.long)
+    for _ in range(2):
+        assert hypersimplex_loss(x, labels).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert hypersimplex_loss(x, labels).dtype == torch.float32
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from hypersimplex_ext import (
     isotonic_regression,
@@ -349,6 +350,54 @@ def test_compiled_training(name):
         results.append((y.detach(), *torch.autograd.grad((y**2).sum(), leaf)))
     for compiled, eager in zip(*results, strict=True):
         assert_close(compiled, eager, 1e-6)
+
+
+COMPILED = {"regression": isotonic_regression, "sort": soft_sort, "rank": soft_rank}
+about_itself = [  # PyTorch
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
+
+
+def compiling(test):
+    for mark in (pytest.mark.parametrize("name", COMPILED), *about_itself):
+        test = mark(test)
+    return test
+
+
+@compiling
+def test_batches_of_any_size_compile_once(name):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    function = COMPILED[name]
+    compiled = torch.compile(lambda x: function(2 * x) ** 2, fullgraph=True, dynamic=True, backend=counter)
+    for n in range(3, 23):
+        x = torch.randn(n, 2 * n + 1, requires_grad=True)
+        value = compiled(x)
+        assert_close(value.detach(), (function(2 * x) ** 2).detach(), 1e-6)
+        value.sum().backward()
+        assert x.grad.any()
+    assert counter.frame_count == 1
+
+
+@compiling
+def test_compiled_double_backward_is_refused(name):
+    """By PyTorch, for whatever it compiles; uncompiled it works."""
+    torch._dynamo.reset()
+    leaf = torch.randn(4, 9).double().requires_grad_()
+    compiled = torch.compile(lambda x: COMPILED[name](2 * x) ** 2, fullgraph=True, backend="aot_eager")
+    (first,) = torch.autograd.grad(compiled(leaf).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        first.sum().backward()
+
+
+@compiling
+def test_compiled_derivative_transforms_are_refused(name):
+    torch._dynamo.reset()
+    x, function = torch.randn(4, 9), lambda x: (COMPILED[name](x) ** 2).sum()
+    for transform in (lambda x: torch.func.grad(function)(x), lambda x: torch.func.jvp(function, (x,), (x,))[1]):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="would miss the derivatives of hypersimplex_ext"):
+            torch.compile(transform, fullgraph=True, backend="eager")(x)
 
 
 def test_export():

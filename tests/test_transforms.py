@@ -189,6 +189,28 @@ def test_ensemble_of_modules(device):
     assert not shell.running_threshold.any()
 
 
+@kinds
+def test_batched_gradients(device, kind):
+    """Many upstream gradients at once, of the losses, their gradients and the projection."""
+    x, t = smooth_logits(device).requires_grad_(), labels(device)
+    value = hypersimplex_loss(x, t, 3, 0.8, kind=kind)
+    (first,) = torch.autograd.grad(value, x, create_graph=True)
+    for output in (value, first, soft_binary_argmax(x, 3, 0.8, dim=0)):
+        upstream = torch.randn(5, *output.shape, device=device).double()
+        (together,) = torch.autograd.grad(output, x, upstream, is_grads_batched=True, retain_graph=True)
+        for found, v in zip(together, upstream, strict=True):
+            assert_close(found, torch.autograd.grad(output, x, v, retain_graph=True)[0], 1e-12)
+
+
+@pytest.mark.parametrize("name", ["jvp", "vjp"])
+def test_inner_operators_refuse_to_be_differentiated(name):
+    x, v = torch.randn(2, 3, 5)
+    state = torch.ops.hypersimplex_ext.threshold(x, None, None, 2.0, None, 1.0, 1)[1]
+    result = getattr(torch.ops.hypersimplex_ext, name)(x, None, v.requires_grad_(), state, None, 1.0, 1)
+    with pytest.raises(NotImplementedError, match="differentiate soft_binary_argmax twice instead"):
+        (result if name == "jvp" else result[0]).sum().backward()
+
+
 # ---- the projection in forward mode, as dual numbers ----
 
 
