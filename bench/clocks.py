@@ -74,17 +74,17 @@ class DeviceClock:
 
     def time(self, function: Function, calls: int) -> float:
         """Between the events around the calls."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         while True:
             spin = self._spins.setdefault(function, self._SPIN)
             torch.cuda._sleep(spin)  # type: ignore[no-untyped-call]
             self._flush.zero_()
-            start.record()  # type: ignore[no-untyped-call]
+            start.record()
             for _ in range(calls):
                 function()
-            end.record()  # type: ignore[no-untyped-call]
+            end.record()
             late = start.query()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
+            end.synchronize()
             if not late or spin >= self._LONGEST_SPIN:
-                return float(start.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+                return float(start.elapsed_time(end)) / 1e3
             self._spins[function] = 2 * spin
