@@ -88,12 +88,23 @@ def _torchsort(name: str, regularization: str) -> Callable[[Case, Tensor], Tenso
     return function
 
 
+def _fast_soft_sort(name: str, regularization: str) -> Callable[[Case, Tensor], Tensor]:
+    def function(case: Case, x: Tensor) -> Tensor:
+        from fast_soft_sort import pytorch_ops  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        return getattr(pytorch_ops, name)(x, regularization=regularization)  # type: ignore[no-any-return]
+
+    return function
+
+
 def _soft(function: Callable[..., Tensor], regularization: str) -> dict[str, Contender]:
     name = function.__name__
     theirs = differentiable(_torchsort(name, regularization))
+    original = differentiable(_fast_soft_sort(name, regularization))
     return {
         OURS: Contender(differentiable(lambda case, x: function(x, regularization, dim=case.dim))),
         "torchsort": Contender(theirs, "torchsort", "torchsort", applies=_on_cpu),
+        "fast-soft-sort": Contender(original, "fast-soft-sort", "fast_soft_sort", applies=_on_cpu),
         "torch.sort": Contender(differentiable(lambda case, x: x.sort(case.dim).values), same=never),
         COPY: Contender(differentiable(lambda case, x: x.clone()), same=never),
     }
