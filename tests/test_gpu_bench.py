@@ -146,7 +146,10 @@ def as_on_a_gpu(monkeypatch):
     return dress
 
 
-@pytest.mark.parametrize("case", cases.GPU_SMOKE, ids=lambda case: case.label)
+MOVING = [case for case in cases.GPU_SMOKE if case.group != "order"]
+
+
+@pytest.mark.parametrize("case", MOVING, ids=lambda case: case.label)
 def test_what_is_compared_computes_the_same(here, as_on_a_gpu, case):
     record = measure.measure(here(case), EFFORT)
     same = {name for name, system in record["systems"].items() if system.get("same")}
@@ -160,18 +163,27 @@ def test_what_is_compared_computes_the_same(here, as_on_a_gpu, case):
     assert "1980 MHz" in printed
 
 
+@pytest.mark.parametrize("case", [c for c in cases.GPU_SMOKE if c.group == "order"], ids=lambda case: case.label)
+def test_sorting_and_ranking_are_measured_beside_torch_sort(here, as_on_a_gpu, case):
+    assert {OURS, COPY} <= set(peers.contenders(case)) <= {OURS, COPY, "torch.sort"}
+    printed = gpu_tables.tables([as_on_a_gpu(measure.measure(here(case), EFFORT))])
+    assert printed.count(case.label) == 1
+
+
 def test_cases_are_those_that_were_asked_for():
-    on_device = [case for case in cases.GPU if case.device == "cuda"]
-    assert on_device == cases.GPU
-    sizes = [(16_384, 1024), (65_536, 128), (4096, 8192), (64, 262_144), (1, 10**8), (10, 8192)]
-    assert {(c.vectors, c.n) for c in cases.GPU if c.operation == "projection"} == set(sizes)
-    losses = [(8192, 10), (65_536, 10), (65_536, 1000), (8192, 32_000)]
-    assert {(c.n, c.vectors) for c in cases.GPU if c.operation == "loss"} == set(losses)
-    assert {c.dtype for c in cases.GPU} == {"float32", "bfloat16"}
-    assert {c.k for c in cases.GPU if c.n == 1024} == {5, 512}
+    assert all(case.device == "cuda" for case in cases.GPU)
     assert len({case.label for case in cases.GPU}) == len(cases.GPU) == len(set(cases.GPU))
-    serial = [c for c in cases.GPU if THREAD_PER_ROW in peers.contenders(c)]
-    assert {c.n for c in cases.GPU} - {c.n for c in serial} == {10**8}
+    ordered = {(c.vectors, c.n) for c in cases.GPU if c.group == "order"}
+    assert ordered == {(4096, 1000), (10, 8192), (64, 262_144)}
+    chosen = [case for case in cases.GPU if case.group != "order"]
+    sizes = [(16_384, 1024), (65_536, 128), (4096, 8192), (64, 262_144), (1, 10**8), (10, 8192)]
+    assert {(c.vectors, c.n) for c in chosen if c.operation == "projection"} == set(sizes)
+    losses = [(8192, 10), (65_536, 10), (65_536, 1000), (8192, 32_000)]
+    assert {(c.n, c.vectors) for c in chosen if c.operation == "loss"} == set(losses)
+    assert {c.dtype for c in chosen} == {"float32", "bfloat16"}
+    assert {c.k for c in chosen if c.n == 1024} == {5, 512}
+    serial = [c for c in chosen if THREAD_PER_ROW in peers.contenders(c)]
+    assert {c.n for c in chosen} - {c.n for c in serial} == {10**8}
 
 
 def test_the_same_numbers_are_drawn_on_every_device():
@@ -244,7 +256,7 @@ def test_the_table_command_prints_what_a_run_left(here, as_on_a_gpu, tmp_path, c
     assert command.main(["table", "--gpu", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "copies 0.00 TB/s" in printed
-    for case in cases.GPU_SMOKE:
+    for case in MOVING:
         assert f"{case.label}, forward + backward" in printed
 
 
