@@ -14,6 +14,7 @@ need, at twice the cost per call, and runs only inside them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ class Operator(NamedTuple):
         return self.plain.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
-def operator(definition: Any, traced: str | None = None) -> Operator:
+def operator(definition: Any, traced: str | None = None, schema: str | None = None) -> Operator:
     """Make an operator of a subclass of Function that has these static methods.
 
         evaluate(*inputs)          -> output
@@ -79,8 +80,14 @@ def operator(definition: Any, traced: str | None = None) -> Operator:
         backward(ctx, *gradients)  -> a gradient or None per input
         tangent(ctx, *tangents)    -> the tangent of the output
 
-    `traced` names the operator of the library that `evaluate` is, if it is one.
+    `traced` names the operator of the library that `evaluate` is, if it is one; with a `schema`, whose last argument is
+    `dim`, one is made of it.
     """
+    library = definition.evaluate
+    if schema is not None:
+        traced = schema.partition("(")[0]
+        library = _ops._operator(schema, library)(library)
+        _ops._register_rule(traced, functools.partial(_batch, library))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*definition.keep(ctx, inputs, output))
@@ -107,8 +114,14 @@ def operator(definition: Any, traced: str | None = None) -> Operator:
     return Operator(
         make(name, (definition,), {"forward": staticmethod(forward)}),
         make(name, (definition,), transformable),
-        None if traced is None else definition.evaluate,
+        None if traced is None else library,
     )
+
+
+def _batch(library: Callable[..., Any], info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+    *others, dim = (_ops._batched(t, at, info.batch_size, 0) for t, at in zip(inputs, in_dims, strict=True))
+    output = library(*others, dim + 1)
+    return output, tuple(0 if t.shape[0] == info.batch_size else None for t in output)  # a share that is not wanted
 
 
 def project(

@@ -289,7 +289,14 @@ class _SoftSort(Function):
 
 
 _PRODUCT = operator(_Product, "block_product")
-_SORT = operator(_Sort)
-_REGRESSION = operator(_Regression)
-_SOFT_RANK = operator(_SoftRank)
-_SOFT_SORT = operator(_SoftSort)
+_SORT = operator(_Sort, schema="sorted(Tensor x, bool descending, int dim) -> (Tensor, Tensor)")
+_REGRESSION = operator(
+    _Regression, schema="regression(Tensor x, Tensor? weight, bool increasing, int dim) -> (Tensor, Tensor)"
+)
+_SOFT_RANK = operator(
+    _SoftRank, schema="soft_rank(Tensor x, Tensor? w, float scale, bool kl, int dim) -> (Tensor, Tensor, Tensor)"
+)
+_SOFT_SORT = operator(
+    _SoftSort,
+    schema="soft_sort(Tensor x, float scale, float sign, bool kl, int dim) -> (Tensor, Tensor, Tensor, Tensor)",
+)

@@ -337,9 +337,15 @@ def test_operators_are_registered_rightly(name):
         torch.library.opcheck(function, arguments)
 
 
+def compiled_quietly(test):
+    """PyTorch warns about itself when it compiles."""
+    for about in ("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning"):
+        test = pytest.mark.filterwarnings(about)(test)
+    return test
+
+
 @operators
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch about itself
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@compiled_quietly
 def test_compiled_training(name):
     torch._dynamo.reset()
     x = torch.randn(8, 40)
@@ -353,19 +359,11 @@ def test_compiled_training(name):
 
 
 COMPILED = {"regression": isotonic_regression, "sort": soft_sort, "rank": soft_rank}
-about_itself = [  # PyTorch
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
-]
-
-
-def compiling(test):
-    for mark in (pytest.mark.parametrize("name", COMPILED), *about_itself):
-        test = mark(test)
-    return test
+compiling = pytest.mark.parametrize("name", COMPILED)
 
 
 @compiling
+@compiled_quietly
 def test_batches_of_any_size_compile_once(name):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
@@ -381,6 +379,7 @@ def test_batches_of_any_size_compile_once(name):
 
 
 @compiling
+@compiled_quietly
 def test_compiled_double_backward_is_refused(name):
     """By PyTorch, for whatever it compiles; uncompiled it works."""
     torch._dynamo.reset()
@@ -391,7 +390,32 @@ def test_compiled_double_backward_is_refused(name):
         first.sum().backward()
 
 
+@operators
+@compiled_quietly
+def test_compiled_without_autograd_of_its_own_differentiates_twice(name):
+    """backend="eager" leaves autograd to the operators."""
+    torch._dynamo.reset()
+    x, v = torch.randn(3, 12).double(), torch.randn(3, 12).double()
+    results = []
+    for function in (OPERATORS[name][0], torch.compile(OPERATORS[name][0], fullgraph=True, backend="eager")):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad((v * function(2 * leaf, -1) ** 2).sum(), leaf, create_graph=True)
+        results.append((first.detach(), *torch.autograd.grad((v * first).sum(), leaf)))
+    for eager, of_compiled in zip(*results, strict=True):
+        assert_close(of_compiled, eager, 1e-11)
+
+
+@operators
+@compiled_quietly
+def test_compiled_vmap(name):
+    torch._dynamo.reset()
+    function = lambda x: torch.func.vmap(lambda row: OPERATORS[name][0](row, 0))(x)  # noqa: E731
+    x = torch.randn(5, 9).double()
+    assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x), 1e-12)
+
+
 @compiling
+@compiled_quietly
 def test_compiled_derivative_transforms_are_refused(name):
     torch._dynamo.reset()
     x, function = torch.randn(4, 9), lambda x: (COMPILED[name](x) ** 2).sum()
