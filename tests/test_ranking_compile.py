@@ -1,0 +1,143 @@
+"""Sort, isotonic regression, soft rank and soft sort under torch.compile, torch.export, autocast, with shapes alone."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hypersimplex_ext import isotonic_regression, soft_rank, soft_sort, sort
+
+from .cases import assert_close
+from .test_ranking import OPERATORS, operators
+
+
+@operators
+def test_operators_are_registered_rightly(name):
+    """Schema, shapes for tracing, and autograd registration of each operator that a training step calls."""
+    seen = {}
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "hypersimplex_ext":
+                seen[function] = args
+            return function(*args, **(kwargs or {}))
+
+    x = torch.randn(3, 40, 2).requires_grad_()
+    with Record():
+        OPERATORS[name][0](x, 1).sum().backward()
+    assert len(seen) >= 2
+    for function, arguments in seen.items():
+        arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+        torch.library.opcheck(function, arguments)
+
+
+def compiled_quietly(test):
+    """PyTorch warns about itself when it compiles."""
+    for about in ("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning"):
+        test = pytest.mark.filterwarnings(about)(test)
+    return test
+
+
+@operators
+@compiled_quietly
+def test_compiled_training(name):
+    torch._dynamo.reset()
+    x = torch.randn(8, 40)
+    results = []
+    for function in (OPERATORS[name][0], torch.compile(OPERATORS[name][0], fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        y = function(2 * leaf, -1)
+        results.append((y.detach(), *torch.autograd.grad((y**2).sum(), leaf)))
+    for compiled, eager in zip(*results, strict=True):
+        assert_close(compiled, eager, 1e-6)
+
+
+COMPILED = {"regression": isotonic_regression, "sort": soft_sort, "rank": soft_rank}
+compiling = pytest.mark.parametrize("name", COMPILED)
+
+
+@compiling
+@compiled_quietly
+def test_batches_of_any_size_compile_once(name):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    function = COMPILED[name]
+    compiled = torch.compile(lambda x: function(2 * x) ** 2, fullgraph=True, dynamic=True, backend=counter)
+    for n in range(3, 23):
+        x = torch.randn(n, 2 * n + 1, requires_grad=True)
+        value = compiled(x)
+        assert_close(value.detach(), (function(2 * x) ** 2).detach(), 1e-6)
+        value.sum().backward()
+        assert x.grad.any()
+    assert counter.frame_count == 1
+
+
+@compiling
+@compiled_quietly
+def test_compiled_double_backward_is_refused(name):
+    """By PyTorch, for whatever it compiles; uncompiled it works."""
+    torch._dynamo.reset()
+    leaf = torch.randn(4, 9).double().requires_grad_()
+    compiled = torch.compile(lambda x: COMPILED[name](2 * x) ** 2, fullgraph=True, backend="aot_eager")
+    (first,) = torch.autograd.grad(compiled(leaf).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        first.sum().backward()
+
+
+@operators
+@compiled_quietly
+def test_compiled_without_autograd_of_its_own_differentiates_twice(name):
+    """backend="eager" leaves autograd to the operators."""
+    torch._dynamo.reset()
+    x, v = torch.randn(3, 12).double(), torch.randn(3, 12).double()
+    results = []
+    for function in (OPERATORS[name][0], torch.compile(OPERATORS[name][0], fullgraph=True, backend="eager")):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad((v * function(2 * leaf, -1) ** 2).sum(), leaf, create_graph=True)
+        results.append((first.detach(), *torch.autograd.grad((v * first).sum(), leaf)))
+    for eager, of_compiled in zip(*results, strict=True):
+        assert_close(of_compiled, eager, 1e-11)
+
+
+@operators
+@compiled_quietly
+def test_compiled_vmap(name):
+    torch._dynamo.reset()
+    function = lambda x: torch.func.vmap(lambda row: OPERATORS[name][0](row, 0))(x)  # noqa: E731
+    x = torch.randn(5, 9).double()
+    assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), function(x), 1e-12)
+
+
+@compiling
+@compiled_quietly
+def test_compiled_derivative_transforms_are_refused(name):
+    torch._dynamo.reset()
+    x, function = torch.randn(4, 9), lambda x: (COMPILED[name](x) ** 2).sum()
+    for transform in (lambda x: torch.func.grad(function)(x), lambda x: torch.func.jvp(function, (x,), (x,))[1]):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="would miss the derivatives of hypersimplex_ext"):
+            torch.compile(transform, fullgraph=True, backend="eager")(x)
+
+
+def test_export():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return soft_rank(x) + isotonic_regression(x, dim=0) + soft_sort(x, "kl") + sort(x)[0]
+
+    x = torch.randn(7, 5)
+    exported = torch.export.export(Model(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    larger = torch.randn(11, 5)
+    assert_close(exported.module()(larger), Model()(larger), 1e-6)
+
+
+def test_shapes_alone():
+    x = torch.randn(3, 40, 5, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    for name, (function, _) in OPERATORS.items():
+        y = function(x, 1)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert (y.shape, y.dtype, grad.shape, grad.dtype) == (x.shape, x.dtype, x.shape, x.dtype), name
+
+
+def test_autocast():
+    x = torch.randn(4, 9, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for function, _ in OPERATORS.values():
+            assert function(x, -1).dtype == torch.float32
