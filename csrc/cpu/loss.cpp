@@ -117,7 +117,7 @@ void forward(const LossArgs& args, void* loss, int threads) {
   Samples<In> samples(args);
   const bool sparse = !fenchel_young && samples.countable();
   samples.count(state.k);  // class indices: checks them, leaves the class counts in k
-  double* losses = new double[classes];
+  std::unique_ptr<double[]> losses(new double[classes]);
 
   for_each_team(plan, threads, [&](int64_t begin, int64_t end, int inner_threads) {
     auto source = [&](int64_t i) {
@@ -187,7 +187,6 @@ void forward(const LossArgs& args, void* loss, int threads) {
     weights += weight;
     sum += weight * losses[v];
   }
-  delete[] losses;
   *state.scale = args.reduction == Reduction::kMean ? 1 / (weights * samples.total_weight()) : 1;
   bool empty = args.reduction == Reduction::kMean && weights * samples.total_weight() == 0;
   store(T(empty ? NAN : sum * *state.scale), *static_cast<In*>(loss));
@@ -202,7 +201,7 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
   const Samples<In> samples(args);
   const double upstream = load(*static_cast<const In*>(backward.grad_output)) * *state.scale * (fenchel_young ? 1 : 2);
 
-  Lanes<T>* lanes = new Lanes<T>[plan.panels];
+  std::unique_ptr<Lanes<T>[]> lanes(new Lanes<T>[plan.panels]);
   auto gain = [&](int64_t v) { return upstream * (args.weight ? args.weight[v] : 1) / at(args.tau, v); };
   for (int64_t i = 0; i < plan.panels; ++i) {
     const Panel panel(plan, i);
@@ -242,7 +241,6 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
     parallel_for(plan.panels, team, [&](int64_t i) {
       for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) write(chunk, i);
     });
-  delete[] lanes;
 
   for_each_panel(plan, threads, [&](const Panel& panel, int) {
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);

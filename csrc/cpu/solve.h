@@ -2,6 +2,7 @@
 // all vectors of the panel together until the last has settled.
 #pragma once
 
+#include <memory>
 #include <new>
 
 #include "exact.h"
@@ -285,7 +286,7 @@ class PanelSolver {
   }
 
   void finish_exactly(double* p, double* d) {
-    T* list = new T[plan_.n];
+    std::unique_ptr<T[]> list(new T[plan_.n]);
     for (int c = 0; c < columns_; ++c) {
       if (!searching_at_[c]) continue;
       int64_t count = 0;
@@ -303,13 +304,12 @@ class PanelSolver {
           }
         });
       }
-      cpu::ExactRoot root = cpu::exact_root(list, count, search_[c].k - infinite, search_[c].tau);
+      cpu::ExactRoot root = cpu::exact_root(list.get(), count, search_[c].k - infinite, search_[c].tau);
       search_[c].t = root.t;
       search_[c].status = root.status;
       thresholds_.set(c, root.t);
       settle(c, p, d);
     }
-    delete[] list;
   }
 
   // No entry is active: t goes to the middle of the thresholds that all give this y.
