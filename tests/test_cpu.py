@@ -11,7 +11,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from hypersimplex_ext import build_info, soft_binary_argmax
+from hypersimplex_ext import build_info, hypersimplex_loss, soft_binary_argmax
 
 # Long vectors, short ones, columns few and many, ends that fill no block, and the loss forward and backward.
 FINGERPRINT = """
@@ -61,6 +61,20 @@ def test_an_unknown_instruction_set_is_an_error() -> None:
     run = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode != 0
     assert "HYPERSIMPLEX_ISA must be baseline, avx2 or avx512, got sse9" in run.stderr
+
+
+@pytest.mark.parametrize("label", [-1, 300])
+def test_a_class_index_out_of_range_is_an_error_whatever_the_number_of_threads(label: int) -> None:
+    x, labels = torch.zeros(20_000, 300), torch.zeros(20_000, dtype=torch.long)
+    labels[-1] = label
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            with pytest.raises(IndexError, match=f"Target {label} is out of bounds."):
+                hypersimplex_loss(x, labels)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def exact_projection(x: list[float], k: float, tau: float) -> list[float]:
