@@ -14,7 +14,6 @@ need, at twice the cost per call, and runs only inside them.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -87,7 +86,7 @@ def operator(definition: Any, traced: str | None = None, schema: str | None = No
     if schema is not None:
         traced = schema.partition("(")[0]
         library = _ops._operator(schema, library)(library)
-        _ops._register_rule(traced, functools.partial(_batch, library))
+        _ops.register_batching_in_front(library, traced, -1)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*definition.keep(ctx, inputs, output))
@@ -116,12 +115,6 @@ def operator(definition: Any, traced: str | None = None, schema: str | None = No
         make(name, (definition,), transformable),
         None if traced is None else library,
     )
-
-
-def _batch(library: Callable[..., Any], info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-    *others, dim = (_ops._batched(t, at, info.batch_size, 0) for t, at in zip(inputs, in_dims, strict=True))
-    output = library(*others, dim + 1)
-    return output, tuple(0 if t.shape[0] == info.batch_size else None for t in output)  # a share that is not wanted
 
 
 def project(

@@ -340,6 +340,20 @@ def _register_batching(operator: Callable[..., Any], name: str, state_at: int | 
     _register_rule(name, rule)
 
 
+def register_batching_in_front(operator: Callable[..., Any], name: str, dim_at: int) -> None:
+    """The rule of an operator of which everything has the new dimension in front; argument `dim_at` is its `dim`."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        batched = [_batched(t, at, info.batch_size, 0) for t, at in zip(arguments, in_dims, strict=True)]
+        batched[dim_at] += 1
+        output = operator(*batched)
+        if isinstance(output, Tensor):
+            return output, 0
+        return output, tuple(0 if t.shape[0] == info.batch_size else None for t in output)  # not where one is unwanted
+
+    _register_rule(name, rule)
+
+
 def _register_rule(name: str, rule: Callable[..., Any]) -> None:
     torch.library.register_vmap(f"hypersimplex_ext::{name}", rule, lib=_LIBRARY)
 

@@ -9,7 +9,6 @@ is only handed on, from one operator to the next, is packed: each vector is one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from . import _layout, _ops, reference
 from ._backends import backend_of
 from ._layout import Four, Vectors
-from ._ops import DTYPES, _batched, _operator, _register_rule
+from ._ops import DTYPES, _operator
 
 # The enumerations of csrc/hypersimplex.h.
 L2: int = 0
@@ -310,21 +309,7 @@ def threshold_pav(
     return y.copy_(torch.where(regular, found, reference.evaluate(x, state, temperature, dim).to(compute))), state
 
 
-# ---- batching rules: the new dimension goes in front ----
-
-
-def _register_batching(operator: Callable[..., Any], name: str, dim_at: int, out_dims: Callable[..., Any]) -> None:
-    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        batched = [_batched(t, at, info.batch_size, 0) for t, at in zip(arguments, in_dims, strict=True)]
-        batched[dim_at] += 1
-        return operator(*batched), out_dims(*arguments)
-
-    _register_rule(name, rule)
-
-
-_register_batching(sort, "sort", 3, lambda *_: (0, 0))
-_register_batching(
-    isotonic, "isotonic", 0, lambda *arguments: (0, 0 if Regression(*arguments).wants_share else None, 0)
-)
-_register_batching(block_product, "block_product", 5, lambda *_: 0)
+_ops.register_batching_in_front(sort, "sort", 3)
+_ops.register_batching_in_front(isotonic, "isotonic", 0)
+_ops.register_batching_in_front(block_product, "block_product", 5)
 _ops._register_batching(threshold_pav, "threshold_pav", None, (0, 1))
