@@ -138,23 +138,25 @@ struct Search {
   // normal quantile of 1 - q, q the share of the finite entries' total that they are to have, (k - infinite) / count.
   HYPERSIMPLEX_HOST_DEVICE void start(double k_, double tau_, double count, double infinite, T min, T max, double mean,
                                       double variance, double z) {
-    k = k_;
-    tau = tau_;
-    lo = {double(min), -tau};
-    hi = {double(max), 0.0};
+    set(k_, tau_, {double(min), -tau_}, {double(max), 0.0});
     f_lo = (count + infinite - k) * tau;
     f_hi = (infinite - k) * tau;
-    last_g = last_h = -1;
-    bad = 0;
-    flat = 0;
-    jumps = 2;
-    steps = 0;
-    status = SearchStatus::kSearching;
     double share = tau * ((k - infinite) / count);
     Pair least = renormalised<T>(double(min), -share), most = renormalised<T>(double(max), -share);
     t = renormalised<T>(moment_guess(mean, variance, tau, z), 0.0);
     if (!(difference(t, least) > 0)) t = least;  // also where the moments overflowed
     if (difference(t, most) > 0) t = most;
+  }
+
+  // Starts from a bracket whose ends have been swept; false where the root is not between them.
+  HYPERSIMPLEX_HOST_DEVICE bool start_between(double k_, double tau_, Pair lo_, Pair hi_, const Sweep& at_lo,
+                                              const Sweep& at_hi) {
+    set(k_, tau_, lo_, hi_);
+    f_lo = value(at_lo, lo);
+    f_hi = value(at_hi, hi);
+    if (!(f_lo > 0 && f_hi < 0)) return false;
+    aim(true);
+    return true;
   }
 
   HYPERSIMPLEX_HOST_DEVICE bool inside(Pair u) const { return difference(u, lo) > 0 && difference(hi, u) > 0; }
@@ -179,7 +181,7 @@ struct Search {
   HYPERSIMPLEX_HOST_DEVICE void step(const Sweep& at) {
     double active = at.g - at.h;
     double rest = (at.h - k) * tau + at.S;
-    double f = rest - active * t.d;
+    double f = value(at, t);
     Pair newton = active > 0 ? renormalised<T>(t.p, rest / active) : t;
     double width = difference(hi, lo);
     if (f > 0) {
@@ -225,6 +227,24 @@ struct Search {
   }
 
  private:
+  HYPERSIMPLEX_HOST_DEVICE void set(double k_, double tau_, Pair lo_, Pair hi_) {
+    k = k_;
+    tau = tau_;
+    lo = lo_;
+    hi = hi_;
+    last_g = last_h = -1;
+    bad = 0;
+    flat = 0;
+    jumps = 2;
+    steps = 0;
+    status = SearchStatus::kSearching;
+  }
+
+  // f(u) by the sweep at u
+  HYPERSIMPLEX_HOST_DEVICE double value(const Sweep& at, Pair u) const {
+    return (at.h - k) * tau + at.S - (at.g - at.h) * u.d;
+  }
+
   HYPERSIMPLEX_HOST_DEVICE void aim(bool by_secant) {
     last_g = last_h = -1;
     Pair secant = renormalised<T>(lo.p, lo.d + difference(hi, lo) * (f_lo / (f_lo - f_hi)));

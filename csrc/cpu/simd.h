@@ -57,6 +57,9 @@ using DoubleMask = __mmask8;
 
 static inline FloatMask greater(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline DoubleMask greater(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+// Whether a is above b or not a number.
+static inline FloatMask beyond(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+static inline DoubleMask beyond(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_NLE_UQ); }
 static inline FloatMask both_greater(FloatMask m, Vector<float> a, Vector<float> b) {
   return _mm512_mask_cmp_ps_mask(m, a, b, _CMP_GT_OQ);
 }
@@ -77,10 +80,32 @@ static inline Vector<double> added(DoubleMask m, Vector<double> sum, Vector<doub
 }
 static inline Vector<float> where(FloatMask m, Vector<float> v) { return _mm512_maskz_mov_ps(m, v); }
 static inline Vector<double> where(DoubleMask m, Vector<double> v) { return _mm512_maskz_mov_pd(m, v); }
+// The entries where m holds, packed to the front of the vector that is stored; returns their number.
+static inline int compress(FloatMask m, Vector<float> v, float* to) {
+  store_vector<float>(_mm512_maskz_compress_ps(m, v), to);
+  return __builtin_popcount(m);
+}
+static inline int compress(DoubleMask m, Vector<double> v, double* to) {
+  store_vector<double>(_mm512_maskz_compress_pd(m, v), to);
+  return __builtin_popcount(m);
+}
+constexpr bool kCompresses = true;
+// A bit for each of the lanes whose x is beyond its floor.
+template <int kLanes, class T>
+static inline unsigned lanes_beyond(const T* x, const T* floor) {
+  unsigned lanes = 0;
+  for (int l = 0; l < kLanes; l += kVectorLanes<T>)
+    lanes |= unsigned(beyond(load_vector(x + l), load_vector(floor + l))) << l;
+  return lanes;
+}
 #else
 template <class V>
 static inline auto greater(V a, V b) {
   return a > b;
+}
+template <class V>
+static inline auto beyond(V a, V b) {
+  return ~(a <= b);
 }
 template <class M, class V>
 static inline M both_greater(M m, V a, V b) {
@@ -97,6 +122,23 @@ static inline V where(M m, V v) {
 template <class M, class V>
 static inline V added(M m, V sum, V v) {
   return sum + where(m, v);
+}
+template <class M, class V, class T>
+static inline int compress(M m, V v, T* to) {
+  int count = 0;
+  for (int l = 0; l < kVectorLanes<T>; ++l) {
+    to[count] = v[l];
+    count -= int(m[l]);
+  }
+  return count;
+}
+constexpr bool kCompresses = false;  // one entry after the other: slower than the sweeps it saves
+template <int kLanes, class T>
+static inline unsigned lanes_beyond(const T* x, const T* floor) {
+  Count<T> lanes = 0;
+#pragma omp simd reduction(| : lanes)
+  for (int l = 0; l < kLanes; ++l) lanes |= Count<T>(!(x[l] <= floor[l])) << l;
+  return unsigned(lanes);
 }
 #endif
 

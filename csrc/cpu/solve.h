@@ -7,78 +7,13 @@
 
 #include "exact.h"
 #include "panel.h"
+#include "sampled.h"
 #include "short.h"
 #include "tail.h"
+#include "thresholds.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
-
-// y of one entry, for the rare vector whose threshold or temperature the loops of lanes.h cannot express.
-static inline double project_entry(double x, double p, double d, double tau) {
-  if (p != p) return p;
-  if (p == HUGE_VAL) return x == HUGE_VAL ? d : 0.0;
-  if (p == -HUGE_VAL) return x > -HUGE_VAL ? 1.0 : 0.0;
-  return clip01(((x - p) - d) / tau);
-}
-
-// Whether lanes.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
-template <class T>
-static inline bool regular(double p, double d, double tau) {
-  constexpr double limit = double(kLargest<T>) / 16;
-  return p == p && (p != HUGE_VAL || d == 0) && tau > 1 / limit && tau < limit;
-}
-
-// The thresholds p + d and temperatures of a panel's vectors; columns that are padding have an infinite threshold.
-struct alignas(64) Thresholds {
-  double p[kMaxLanes], d[kMaxLanes], tau[kMaxLanes];
-
-  void set(int column, Pair t) {
-    p[column] = t.p;
-    d[column] = t.d;
-  }
-};
-
-// Copies the first `columns` lanes to all others.
-template <class T>
-static void repeat(T* lanes, int width, int columns) {
-  if (columns == 1) {
-    const T value = lanes[0];
-    for (int l = 0; l < width; ++l) lanes[l] = value;
-    return;
-  }
-  for (int first = columns; first < width; first += columns)
-    for (int l = 0; l < columns; ++l) lanes[first + l] = lanes[l];
-}
-
-template <class T>
-static void set_lanes(Lanes<T>& lanes, const Thresholds& t, int width, int columns) {
-#pragma omp simd
-  for (int c = 0; c < columns; ++c) {
-    double p = t.p[c], tau = t.tau[c];
-    bool finite = p - p == 0;
-    double d = finite ? t.d[c] : 0;
-    T floor = active_floor<T>({p, d}), ceiling = active_ceiling<T>({p, d}, tau);
-    lanes.floor[c] = finite ? floor : T(HUGE_VAL);  // special rows have no active entry
-    lanes.ceiling[c] = finite ? ceiling : T(HUGE_VAL);
-    lanes.p[c] = T(p);
-    lanes.d[c] = T(d);
-    lanes.rate[c] = T(1 / tau);
-  }
-  for (T* row : {lanes.floor, lanes.ceiling, lanes.p, lanes.d, lanes.rate}) repeat(row, width, columns);
-}
-
-// The lanes of vectors that have been solved.
-template <class T>
-static void set_lanes(Lanes<T>& lanes, const Panel& panel, const State& state, const PerVector& tau) {
-  Thresholds t;
-  for (int c = 0; c < panel.plan.columns; ++c) {
-    int64_t v = panel.vector(c);
-    bool live = c < panel.live;
-    t.set(c, live ? Pair{state.p[v], state.d[v]} : Pair{HUGE_VAL, 0});
-    t.tau[c] = live ? at(tau, v) : 1;
-  }
-  set_lanes(lanes, t, panel.plan.width, panel.plan.columns);
-}
 
 // `entries(step, steps, buffer)` gives a block of x as a View; entries that take no part are -inf in it.
 template <class T, class Entries>
@@ -107,17 +42,47 @@ class PanelSolver {
 
   // Leaves p and d of every live column in `state`, starting there at the panel's first vector.
   void solve(const PerVector& k, const PerVector& tau, double* p, double* d) {
+    solve(k, tau, p, d, [](int64_t, int64_t) {});
+  }
+  // Where tops() are found, visit(step, steps) has seen every block, in a sweep that had to be.
+  template <class Visit>
+  void solve(const PerVector& k, const PerVector& tau, double* p, double* d, const Visit& visit) {
     keep();
-    if (solve_short(k, tau, p, d)) return;
+    if (solve_short(k, tau, p, d) || solve_sampled(k, tau, p, d, visit)) return;
     start(k, tau, p, d);
-    for (int evaluations = 0; searching_ > 0 && evaluations < kMaxEvaluations; ++evaluations) step(p, d);
+    search(p, d);
     if (searching_ > 0) finish_exactly(p, d);
     if (gaps_ > 0) centre_gaps(p, d);
+  }
+
+  // All entries of a long vector that are not zero and some more, where they are few; or null.
+  const Undecided<T>* tops() const { return tops_ ? &undecided_ : nullptr; }
+
+  // The root between the bracket's ends, of a vector that has `others` beside the entries at hand; false where it is
+  // not there, or hard to find.
+  bool solve_between(const Bracket<T>& bracket, const Undecided<T>& others, double k, double tau, double* p,
+                     double* d) {
+    others_ = &others;
+    const Sweep at_lo = evaluate(bracket.lo, tau), at_hi = evaluate(bracket.hi, tau);
+    const bool numbers = at_lo.g == others.ones + others.active + double(others.count());
+    if (!numbers || !search_[0].start_between(k, tau, bracket.lo, bracket.hi, at_lo, at_hi)) return false;
+    thresholds_.set(0, search_[0].t);
+    searching_at_[0] = true;
+    searching_ = 1;
+    search(p, d);
+    if (gaps_ > 0) centre_gaps(p, d);
+    return searching_ == 0;
+  }
+  double mass_above(Pair t, double tau) {
+    const Sweep at = evaluate(t, tau);
+    return at.h + (at.S - (at.g - at.h) * t.d) / tau;
   }
 
  private:
   static constexpr int kMaxEvaluations = 48;
   static constexpr int64_t kMaxKept = int64_t(1) << 21;
+  static constexpr int64_t kTops = 1 << 14, kSampled = 1 << 17;  // where a sample pays: for tops, and for any mass
+  static constexpr double kDeviations = 3;                       // of a sample's share of the mass, rarely exceeded
 
   // Entries that no sweep can read in place, or only with a jump from row to row, are copied once, if they are few.
   void keep() {
@@ -173,6 +138,53 @@ class PanelSolver {
       }
     }
     return all;
+  }
+
+  // Long vectors: false where a sample does not help.
+  template <class Visit>
+  bool solve_sampled(const PerVector& k, const PerVector& tau, double* p, double* d, const Visit& visit) {
+    if (columns_ != 1 || plan_.n < kTops) return false;
+    const double mass = at(k, panel_.vector(0)), temperature = at(tau, panel_.vector(0));
+    if (!(mass > 0 && mass < double(plan_.n) && temperature > 0 && temperature < HUGE_VAL)) return false;
+    const double size = double(Sample<T>::size(plan_.n)), share = size * (mass / double(plan_.n));
+    const double slack = kDeviations * sqrt(share * (1 - share / size)) + 3;
+    const bool tops = share <= slack;
+    if (!(tops || (kCompresses && plan_.n >= kSampled)) || share + slack >= size) return false;
+    const Sample<T> sample(plan_, [&](int64_t step, int64_t n, T* buffer) { return entries(step, n, buffer); });
+    const Pair lo = sampled_root(sample, share + slack, temperature);
+    const Pair hi = tops ? Pair{lo.p, HUGE_VAL} : sampled_root(sample, share - slack, temperature);
+    if (!(lo.p - lo.p == 0 && difference(hi, lo) > 0)) return false;
+
+    const Bracket<T> bracket(lo, hi, temperature);
+    const int64_t most = plan_.n / 8;
+    sweep(plan_, threads_, undecided_, [&](int64_t step, int64_t steps, Undecided<T>& out) {
+      if (undecided_.count() > most) return;
+      alignas(64) T buffer[kBlock];
+      const T* x = entries(step, steps, buffer).at;
+      const int64_t first = step * plan_.width, count = steps * plan_.width;
+      tops ? out.add_tops(x, first, count, bracket.floor) : out.add(x, count, bracket);
+      if (tops) visit(step, steps);
+    });
+    if (undecided_.count() > most) return false;
+    undecided_.pad();
+    Plan plan = plan_;
+    plan.set_length(undecided_.length());
+    const Panel panel(plan, panel_.index);
+    PanelSolver<T, Undecided<T>> rest(panel, threads_, undecided_);
+    if (!tops) return rest.solve_between(bracket, undecided_, mass, temperature, p, d);
+    tops_ = rest.mass_above(lo, temperature) > mass;
+    if (tops_) rest.solve(k, tau, p, d);
+    return tops_;
+  }
+
+  // The threshold at which the sample has this mass.
+  Pair sampled_root(const Sample<T>& sample, double mass, double tau) const {
+    Plan plan = plan_;
+    plan.set_length(Sample<T>::size(plan_.n));
+    const Panel panel(plan, panel_.index);
+    Pair t;
+    PanelSolver<T, Sample<T>>(panel, 1, sample).solve({nullptr, mass}, {nullptr, tau}, &t.p, &t.d);
+    return t;
   }
 
   // Moments, special rows, first guess.
@@ -235,6 +247,31 @@ class PanelSolver {
     }
   }
 
+  void search(double* p, double* d) {
+    for (int evaluations = 0; searching_ > 0 && evaluations < kMaxEvaluations; ++evaluations) step(p, d);
+  }
+
+  // Column c's counts and sum at its threshold.
+  Sweep result(const LaneSums& sums, int c) const {
+    Sweep at{sums.a[c], sums.b[c], sums.c[c]};
+    if (others_) {
+      at.g += others_->ones + others_->active;
+      at.h += others_->ones;
+      at.S += others_->sum + others_->active * (others_->origin - thresholds_.p[c]);
+    }
+    return at;
+  }
+
+  // One vector's counts and sum at t.
+  Sweep evaluate(Pair t, double tau) {
+    LaneSums sums;
+    thresholds_.set(0, t);
+    thresholds_.tau[0] = tau;
+    set_lanes(lanes_, thresholds_, plan_.width, columns_);
+    sweep_thresholds(sums);
+    return result(sums, 0);
+  }
+
   void step(double* p, double* d) {
     LaneSums sums;
     set_lanes(lanes_, thresholds_, plan_.width, columns_);
@@ -243,7 +280,7 @@ class PanelSolver {
     for (int c = 0; c < columns_; ++c) {
       if (!searching_at_[c]) continue;
       Search<T>& search = search_[c];
-      search.step({sums.a[c], sums.b[c], sums.c[c]});
+      search.step(result(sums, c));
       thresholds_.set(c, search.t);
       flat |= search.flat != 0;
       if (search.status != SearchStatus::kSearching) settle(c, p, d);
@@ -342,6 +379,9 @@ class PanelSolver {
   Search<T> search_[kMaxLanes];
   bool searching_at_[kMaxLanes], solved_[kMaxLanes] = {};
   int searching_ = 0, gaps_ = 0;
+  Undecided<T> undecided_;                // of a long vector
+  bool tops_ = false;                     // it holds all entries that are not zero
+  const Undecided<T>* others_ = nullptr;  // the entries at hand are its list; its sums tell of the vector's others
 };
 
 // The panel's thresholds from the tops of its columns.

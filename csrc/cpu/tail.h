@@ -110,10 +110,8 @@ class Tail {
       for (int g = 0; g < width_; g += kGroup) {
         const T *row = x.at + s * x.stride + g, *floor = floor_ + g;
         prefetch(row, x.stride);
-        Count<T> lanes = 0;
-#pragma omp simd reduction(| : lanes)
-        for (int l = 0; l < kGroup; ++l) lanes |= Count<T>(!(row[l] <= floor[l])) << l;
-        hits[found] = {row, step + s, g, unsigned(lanes)};
+        const unsigned lanes = lanes_beyond<kGroup>(row, floor);
+        hits[found] = {row, step + s, g, lanes};
         found += lanes != 0;
       }
     }

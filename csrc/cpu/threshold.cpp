@@ -16,6 +16,14 @@ void project_irregular(const Panel& panel, const Operand<const In>& x, const Ope
     store(T(project_entry(load(*x.entry(plan.shape, column, j)), p, d, tau)), *y.entry(plan.shape, column, j));
 }
 
+// A block's y, set to zero.
+template <class In>
+void clear(const Panel& panel, const Operand<In>& y, int64_t step, int64_t steps) {
+  y.for_each_run(panel, step, steps, [&](int64_t, int64_t count, In* at) {
+    for (int64_t i = 0; i < count; ++i) at[i * y.n2] = In{};
+  });
+}
+
 template <class In>
 void project(const ThresholdArgs& args, int threads) {
   using T = Compute<In>;
@@ -27,19 +35,28 @@ void project(const ThresholdArgs& args, int threads) {
     };
     PanelSolver<T, decltype(entries)> solver(panel, inner_threads, entries);
     double *p = args.state.p + panel.vector(0), *d = args.state.d + panel.vector(0);
-    solver.solve(args.k, args.tau, p, d);
-    if (!args.y) return;
-
+    if (!args.y) {
+      solver.solve(args.k, args.tau, p, d);
+      return;
+    }
     Operand<In> y(static_cast<In*>(args.y), args.y_strides, panel);
+    solver.solve(args.k, args.tau, p, d, [&](int64_t step, int64_t steps) { clear(panel, y, step, steps); });
     Lanes<T> lanes;
     set_lanes(lanes, panel, args.state, args.tau);
-    for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
-      alignas(64) T in_buffer[kBlock], out_buffer[kBlock];
-      View<const T> in = solver.entries(step, steps, in_buffer);
-      View<T> out = destination(panel, y, step, steps, out_buffer);
-      sweep_project(in.at, steps, in.stride, plan.width, lanes, out.at, out.stride);
-      deliver(panel, y, step, steps, out, out_buffer);
-    });
+    if (const Undecided<T>* tops = solver.tops()) {
+      tops->for_each([&](int64_t j, T e) {
+        const T value = clip01(((e - lanes.p[0]) - lanes.d[0]) * lanes.rate[0]);
+        if (value > 0) store(value, *y.entry(plan.shape, 0, j));
+      });
+    } else {
+      for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
+        alignas(64) T in_buffer[kBlock], out_buffer[kBlock];
+        View<const T> in = solver.entries(step, steps, in_buffer);
+        View<T> out = destination(panel, y, step, steps, out_buffer);
+        sweep_project(in.at, steps, in.stride, plan.width, lanes, out.at, out.stride);
+        deliver(panel, y, step, steps, out, out_buffer);
+      });
+    }
     for (int c = 0; c < panel.live; ++c) {
       double tau = at(args.tau, panel.vector(c));
       if (!regular<T>(p[c], d[c], tau)) project_irregular(panel, x, y, c, p[c], d[c], tau);

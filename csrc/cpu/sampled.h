@@ -1,0 +1,191 @@
+// Long vectors. A sample's thresholds for a little more and a little less mass bracket the root: then the part in f of
+// most entries is known before the root is, and one sweep adds these parts up and packs the few entries that are left
+// into a list, on which the search goes on. Where the mass is small the list holds all of the vector that is not zero.
+#pragma once
+
+#include <new>
+
+#include "panel.h"
+
+namespace hypersimplex {
+namespace HYPERSIMPLEX_ISA {
+
+// What an entry says of itself while the root lies between two thresholds: at or below `floor` it is zero, between the
+// inner bounds it is active, at or above `ceiling` it is one; else it is undecided.
+template <class T>
+struct Bracket {
+  Pair lo, hi;
+  T floor, inner_floor, inner_ceiling, ceiling;
+
+  Bracket(Pair lo, Pair hi, double tau)
+      : lo(lo),
+        hi(hi),
+        floor(active_floor<T>(lo)),
+        inner_floor(active_floor<T>(hi)),
+        inner_ceiling(active_ceiling<T>(lo, tau)),
+        ceiling(active_ceiling<T>(hi, tau)) {}
+};
+
+// n^(2/3) entries in groups from all over a long vector.
+template <class T>
+class Sample {
+ public:
+  template <class Entries>
+  Sample(const Plan& plan, const Entries& entries) {
+    list_ = static_cast<T*>(::operator new(size(plan.n) * sizeof(T), std::align_val_t(64)));
+    alignas(64) T buffer[kWidth];
+    const int64_t groups = size(plan.n) / kGroup;
+    for (int64_t i = 0; i < groups; ++i) {
+      const T* step = entries(int64_t(double(i) / double(groups) * double(plan.full_steps)), 1, buffer).at;
+      memcpy(list_ + i * kGroup, step + i % (kWidth / kGroup) * kGroup, kGroup * sizeof(T));
+    }
+  }
+  Sample(const Sample&) = delete;
+  ~Sample() { ::operator delete(list_, std::align_val_t(64)); }
+
+  static int64_t size(int64_t n) { return int64_t(cbrt(double(n) * double(n))) / kWidth * kWidth; }
+  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
+
+ private:
+  static constexpr int kWidth = 4 * kGroup;  // of a long vector's panel
+  T* list_;
+};
+
+// What a sweep makes of a vector's entries given a bracket: sums over those that are decided, a list of the others.
+template <class T>
+class Undecided {
+ public:
+  double ones = 0, active = 0;  // how many are one, how many active
+  double sum = 0, origin = 0;   // the active ones' sum of x - origin
+
+  Undecided() = default;
+  Undecided(const Undecided&) = delete;
+  ~Undecided() {
+    if (list_) ::operator delete(list_, std::align_val_t(64));
+    if (places_) ::operator delete(places_, std::align_val_t(64));
+  }
+
+  void clear(int) {
+    ones = active = sum = 0;
+    count_ = 0;
+  }
+  void fold(int, int) {}
+  void merge(const Undecided& next, int) {
+    ones += next.ones;
+    active += next.active;
+    sum += next.sum;
+    origin = next.origin;
+    if (next.count_ == 0) return;
+    reserve(next.count_, next.places_ != nullptr);
+    memcpy(list_ + count_, next.list_, next.count_ * sizeof(T));
+    if (places_) memcpy(places_ + count_, next.places_, next.count_ * sizeof(int64_t));
+    count_ += next.count_;
+  }
+
+  void add(const T* x, int64_t entries, const Bracket<T>& bracket) {
+    using V = Vector<T>;
+    origin = bracket.lo.p;
+    reserve(entries, false);
+    const V floor = V{} + bracket.floor, inner_floor = V{} + bracket.inner_floor,
+            inner_ceiling = V{} + bracket.inner_ceiling, p = V{} + T(bracket.lo.p),
+            below_one = V{} + from_ordered<T>(to_ordered(bracket.ceiling) - 1);
+    V sums[kVectors<T>] = {}, part[kVectors<T>] = {};
+    Counts<T> are_one[kVectors<T>] = {}, are_active[kVectors<T>] = {};
+    T* to = list_ + count_;
+    for (int64_t j = 0; j < entries;) {
+      for (const int64_t end = smaller(j + kRun * kGroup, entries); j < end; j += kGroup) {
+        for (int i = 0; i < kVectors<T>; ++i) {
+          const V v = load_vector(x + j + i * kVectorLanes<T>);
+          const auto is_active = both_greater(greater(v, inner_floor), inner_ceiling, v),
+                     is_one = greater(v, below_one);
+          are_active[i] = counted(is_active, are_active[i]);
+          are_one[i] = counted(is_one, are_one[i]);
+          part[i] = added(is_active, part[i], v - p);
+          to += compress(beyond(v, floor) & ~(is_active | is_one), v, to);
+        }
+      }
+      join_vectors(part, sums);
+    }
+    count_ = to - list_;
+    total(are_one, ones);
+    total(are_active, active);
+    total(sums, sum);
+  }
+
+  // For an infinite hi: entries x_first, ... above `floor`, and every NaN, with their places.
+  void add_tops(const T* x, int64_t first, int64_t entries, T floor) {
+    struct Hit {
+      int64_t at;
+      unsigned lanes;
+    } hits[kBlock / kGroup + 1];
+    alignas(64) T floors[kGroup];
+    for (int l = 0; l < kGroup; ++l) floors[l] = floor;
+    int found = 0;
+    for (int64_t j = 0; j < entries; j += kGroup) {
+      const unsigned lanes = lanes_beyond<kGroup>(x + j, floors);
+      hits[found] = {j, lanes};
+      found += lanes != 0;
+    }
+    if (found == 0) return;
+    reserve(found * kGroup, true);
+    for (int i = 0; i < found; ++i) {
+      for (unsigned lanes = hits[i].lanes; lanes != 0; lanes &= lanes - 1) {
+        const int64_t j = hits[i].at + __builtin_ctz(lanes);
+        list_[count_] = x[j];
+        places_[count_++] = first + j;
+      }
+    }
+  }
+
+  int64_t count() const { return count_; }
+  // Calls body(j, x_j) for every top.
+  template <class Body>
+  void for_each(const Body& body) const {
+    for (int64_t i = 0; i < count_; ++i) body(places_[i], list_[i]);
+  }
+
+  // As a vector of its own, never empty and padded with -inf.
+  int64_t length() const { return count_ > 0 ? count_ : 1; }
+  void pad() {
+    reserve(kWidth, false);
+    for (int l = 0; l < kWidth; ++l) list_[count_ + l] = -T(HUGE_VAL);
+  }
+  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
+
+ private:
+  static constexpr int kWidth = 4 * kGroup;
+
+  template <class V>
+  static void total(const V& lanes, double& sum) {
+    alignas(64) double sums[kGroup] = {};
+    flush_vectors(lanes, sums);
+    for (int l = 0; l < kGroup; ++l) sum += sums[l];
+  }
+
+  // Room for `more` entries, and for the vector that compress() writes behind them.
+  void reserve(int64_t more, bool with_places) {
+    const int64_t least = count_ + more + kVectorLanes<T>;
+    if (least > capacity_) {
+      capacity_ = least > 2 * capacity_ ? least : 2 * capacity_;
+      grow(list_);
+      if (places_) grow(places_);
+    }
+    if (with_places && !places_) grow(places_);
+  }
+  template <class Item>
+  void grow(Item*& items) {
+    Item* more = static_cast<Item*>(::operator new(capacity_ * sizeof(Item), std::align_val_t(64)));
+    if (items) {
+      memcpy(more, items, count_ * sizeof(Item));
+      ::operator delete(items, std::align_val_t(64));
+    }
+    items = more;
+  }
+
+  T* list_ = nullptr;
+  int64_t* places_ = nullptr;
+  int64_t count_ = 0, capacity_ = 0;
+};
+
+}  // namespace HYPERSIMPLEX_ISA
+}  // namespace hypersimplex
