@@ -170,7 +170,7 @@ class PanelSolver {
     Plan plan = plan_;
     plan.set_length(undecided_.length());
     const Panel panel(plan, panel_.index);
-    PanelSolver<T, Undecided<T>> rest(panel, threads_, undecided_);
+    PanelSolver<T, Undecided<T>> rest(panel, 1, undecided_);
     if (!tops) return rest.solve_between(bracket, undecided_, mass, temperature, p, d);
     tops_ = rest.mass_above(lo, temperature) > mass;
     if (tops_) rest.solve(k, tau, p, d);
