@@ -7,8 +7,8 @@
     python -m bench plot       draw the figures of the results
 
 Results are JSON lines, one case a line, in bench/results/quick, full or gpu; the same command resumes an
-interrupted run. A case is measured again when the machine, a version or the build has changed. Peers are optional:
-pip install -r bench/requirements-peers.txt. For ratios worth quoting leave the machine to the benchmark.
+interrupted run. A case is measured again when the machine, a version or the build has changed. Peers are optional,
+see bench/requirements-peers.txt. For ratios worth quoting leave the machine to the benchmark.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "run":
         if args.fresh:
             path.unlink(missing_ok=True)
-        for name, package in ({} if on_gpu else peers.absent()).items():
-            print(f"{name}: absent, pip install {package}")
+        for name in [] if on_gpu else peers.absent():
+            print(f"{name}: absent, see bench/requirements-peers.txt")
         try:
             if on_gpu:
                 gpu.require()

@@ -40,8 +40,8 @@ class Contender:
 
     Attributes:
         prepare: (case, input, gradient of the output, classes) -> the case made ready.
-        package: the distribution it needs beside torch.
-        module: the module that distribution brings.
+        package: the distribution it needs beside torch, where it has one.
+        module: the module that has to be there.
         same: whether it computes the same thing as this package, so that its results have to agree.
         applies: whether it can do a case.
     """
@@ -55,7 +55,10 @@ class Contender:
     @property
     def present(self) -> bool:
         """Whether its package is installed."""
-        return self.module is None or importlib.util.find_spec(self.module) is not None
+        try:
+            return self.module is None or importlib.util.find_spec(self.module) is not None
+        except ModuleNotFoundError:  # the package that the module is part of
+            return False
 
 
 def never(_case: Case) -> bool:

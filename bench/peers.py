@@ -2,8 +2,8 @@
 
 Each contender prepares a case: it takes the input and returns functions without arguments that do the work. A contender
 whose package is not installed is absent, and one that does not apply to a case (a dtype or layout it lacks) sits it
-out. The published code of the paper cannot be redistributed and is not among them; "sort + PAV" is its algorithm (sort,
-pool adjacent violators, one row after the other) on top of numpy's sort and scipy's or scikit-learn's compiled
+out. "the paper's code" is what was published with the paper, built as it builds itself; "sort + PAV" is its algorithm
+(sort, pool adjacent violators, one row after the other) on top of numpy's sort and scipy's or scikit-learn's compiled
 isotonic regression, and "sort + PAV, a thread per row" is its way to do that on a GPU.
 """
 
@@ -173,6 +173,14 @@ def _sparsemax(case: Case, x: Tensor) -> Tensor:
     return sparsemax(x / case.tau, dim=case.dim)  # type: ignore[no-any-return]
 
 
+def _paper(case: Case, x: Tensor) -> Tensor:
+    from src.soft_binary_arg_max_ops import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        soft_binary_argmax_k,
+    )
+
+    return soft_binary_argmax_k(x, case.k, case.tau)  # type: ignore[no-any-return]
+
+
 def _soft_rank(case: Case, x: Tensor) -> Tensor:
     import torchsort  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
@@ -214,6 +222,7 @@ CONTENDERS: dict[str, Contender] = {
     "torch, bisection": Contender(
         differentiable(lambda case, x: _project_bisection(_wide(x) / case.tau, case.k, case.dim).to(x.dtype))
     ),
+    "the paper's code": Contender(differentiable(_paper), module="src.soft_binary_arg_max_ops", applies=float32_rows),
     "sort + PAV (scipy)": Contender(differentiable(_scipy_pav), "scipy", "scipy", applies=float32_rows),
     "sort + PAV (scikit-learn)": Contender(
         differentiable(_sklearn_pav), "scikit-learn", "sklearn", applies=float32_rows
@@ -279,9 +288,9 @@ def contenders(case: Case) -> dict[str, Contender]:
     }
 
 
-def absent() -> dict[str, str]:
-    """Return the contenders whose package is not installed, and that package."""
-    return {name: peer.package for name, peer in CONTENDERS.items() if peer.package and not peer.present}
+def absent() -> list[str]:
+    """Return the contenders that are not installed."""
+    return sorted({name for field in FIELDS.values() for name, peer in field.items() if not peer.present})
 
 
 def versions() -> dict[str, str]:

@@ -12,8 +12,8 @@ from bench.results import Record
 SOFTMAX = "torch.softmax"
 _NOTES = """Times: median [20th, 80th percentile]; ratios: to hypersimplex_ext, median of those within the rounds.
 Errors: largest against float64, of a gradient relative to its largest entry, "-" where nothing can be compared.
-"Another function" is there for scale. The published code of the paper cannot be redistributed and is left out;
-"sort + PAV" is its algorithm, one row after the other, on numpy's sort and the named package's isotonic regression.
+"Another function" is there for scale. "sort + PAV" is the algorithm of the paper's code, one row after the other, on
+numpy's sort and the named package's isotonic regression.
 jaxopt always uses every core."""
 
 

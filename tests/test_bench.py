@@ -176,7 +176,7 @@ def test_an_absent_peer_is_named(monkeypatch, tmp_path, capsys):
     missing = dataclasses.replace(peers.CONTENDERS["torch.topk"], package="no-such-package", module="no_such_package")
     monkeypatch.setitem(peers.CONTENDERS, "torch.topk", missing)
     assert command.main(["--smoke", "--groups", "mass", "--out", str(tmp_path)]) == 0
-    assert "torch.topk: absent, pip install no-such-package" in capsys.readouterr().out
+    assert "torch.topk: absent, see bench/requirements-peers.txt" in capsys.readouterr().out
     assert all("torch.topk" not in record["systems"] for record in records_of(tmp_path))
 
 
