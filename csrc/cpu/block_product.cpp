@@ -6,7 +6,7 @@
 #include "segments.h"
 
 namespace hypersimplex {
-namespace cpu {
+namespace HYPERSIMPLEX_ISA {
 namespace {
 
 template <class In>
@@ -207,5 +207,5 @@ void block_product(const BlockProductArgs& args, int threads) {
   HYPERSIMPLEX_DISPATCH(args.dtype, multiply_vectors, args, threads);
 }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

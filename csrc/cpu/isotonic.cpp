@@ -9,7 +9,7 @@
 #include "segments.h"
 
 namespace hypersimplex {
-namespace cpu {
+namespace HYPERSIMPLEX_ISA {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -388,5 +388,5 @@ void isotonic(const IsotonicArgs& args, int threads) {
   HYPERSIMPLEX_DISPATCH(args.dtype, regress_vectors, args, threads);
 }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

@@ -8,12 +8,7 @@
 #include "vectors.h"
 
 namespace hypersimplex {
-namespace cpu {
-
-using HYPERSIMPLEX_ISA::bits_of;
-using HYPERSIMPLEX_ISA::Compute;
-using HYPERSIMPLEX_ISA::float_of;
-using HYPERSIMPLEX_ISA::load;
+namespace HYPERSIMPLEX_ISA {
 
 constexpr int64_t kSegment = 512;
 constexpr int64_t kChunk = 4096;  // a multiple of the segment
@@ -62,7 +57,7 @@ void store_double(double v, Half& out) {
     const bool short_of = std::abs(double(nearest)) < std::abs(v);
     if (!(bits & 1)) bits += short_of ? 1 : ~uint32_t(0);
   }
-  HYPERSIMPLEX_ISA::store(float_of(bits), out);
+  store(float_of(bits), out);
 }
 
 // Entries begin <= j < begin + count of a row, or those at order[j].
@@ -81,5 +76,5 @@ void deliver_doubles(const double* in, const int32_t* order, int64_t begin, int6
     for (int64_t j = 0; j < count; ++j) store_double(in[j], row[begin + j]);
 }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

@@ -11,12 +11,7 @@
 #include "parallel.h"
 
 namespace hypersimplex {
-namespace cpu {
-
-using HYPERSIMPLEX_ISA::BFloat16;
-using HYPERSIMPLEX_ISA::Float16;
-using HYPERSIMPLEX_ISA::kGrain;
-using HYPERSIMPLEX_ISA::parallel_for;
+namespace HYPERSIMPLEX_ISA {
 
 constexpr int64_t kColumns = 32;             // of a matrix, side by side
 constexpr int64_t kBundleEntries = 1 << 18;  // beyond which fewer are taken, but one
@@ -152,5 +147,5 @@ class Rows {
   In* buffer_;
 };
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex
