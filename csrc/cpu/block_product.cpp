@@ -175,6 +175,7 @@ void multiply_vectors(const BlockProductArgs& args, int threads) {
   const int64_t n = bundles.n, chunks = chunks_of(n), numbers = 2 * (n + chunks);
   const size_t bytes = v.bytes(bundles) + weight.bytes(bundles) + out.bytes(bundles) + order.bytes(bundles) +
                        Arena::bytes<Sums>(chunks) + Arena::bytes<double>(numbers);
+  out.prefer_large_pages(shape);
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
     const Rows<const In> vs(v, bundles, first, live, arena), weights(weight, bundles, first, live, arena);
     const Rows<In> outs(out, bundles, first, live, arena);

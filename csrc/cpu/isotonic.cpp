@@ -285,10 +285,21 @@ void regress(const Vector<In>& vector, Arena arena, int threads) {
   const int64_t count = chunks_of(vector.n);
   Chunk<Block>* chunks = arena.take<Chunk<Block>>(count);
   Block* blocks = arena.take<Block>(vector.n / 2 + count);
-  parallel_for(count, threads, [&](int64_t i) {
-    chunks[i].blocks = blocks + i * kBlocksPerChunk;
-    pool_chunk(vector, i, chunks[i]);
-  });
+  if (count == 1) {
+    chunks[0].blocks = blocks;
+    pool_chunk(vector, 0, chunks[0]);
+  } else {
+    // Packed, as most chunks leave few blocks: of a long vector's slots only the first pages are touched.
+    std::atomic<int64_t> taken{0};
+    parallel_for(count, threads, [&](int64_t i) {
+      Block pooled[kBlocksPerChunk];
+      chunks[i].blocks = pooled;
+      pool_chunk(vector, i, chunks[i]);
+      const int64_t kept = chunks[i].last + 1;
+      chunks[i].blocks = blocks + taken.fetch_add(kept + 1, std::memory_order_relaxed);
+      std::copy(pooled, pooled + kept, chunks[i].blocks);
+    });
+  }
   bool regular = true;
   for (int64_t i = 0; i < count; ++i) regular = regular && chunks[i].regular;
   if (!regular) return write_nan(vector);
@@ -349,6 +360,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
   const size_t bytes = a.bytes(bundles) + b.bytes(bundles) + weight.bytes(bundles) + order.bytes(bundles) +
                        out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<Chunk<LogBlock>>(chunks) +
                        (entropic ? Arena::bytes<LogBlock>(slots) : Arena::bytes<MeanBlock>(slots));
+  out.prefer_large_pages(shape);
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
     const Rows<const In> a_rows(a, bundles, first, live, arena), b_rows(b, bundles, first, live, arena);
     const Rows<const In> weights(weight, bundles, first, live, arena);
