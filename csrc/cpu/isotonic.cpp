@@ -357,8 +357,10 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
                         out.adjacent(shape) && share.adjacent(shape);
   const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
   const int64_t n = bundles.n, chunks = chunks_of(n), slots = n / 2 + chunks;
+  const int64_t near = near_entries(n, args.order != nullptr);
   const size_t bytes = a.bytes(bundles) + b.bytes(bundles) + weight.bytes(bundles) + order.bytes(bundles) +
-                       out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<Chunk<LogBlock>>(chunks) +
+                       out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<In>(near) +
+                       Arena::bytes<Chunk<LogBlock>>(chunks) +
                        (entropic ? Arena::bytes<LogBlock>(slots) : Arena::bytes<MeanBlock>(slots));
   out.prefer_large_pages(shape);
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
@@ -366,12 +368,14 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
     const Rows<const In> weights(weight, bundles, first, live, arena);
     const Rows<const int32_t> orders(order, bundles, first, live, arena);
     const Rows<In> outs(out, bundles, first, live, arena), shares(share, bundles, first, live, arena);
+    In* near_row = arena.take<In>(near);
     char* memory = arena.take<char>(0);
     a_rows.load();
     b_rows.load();
     weights.load();
     orders.load();
     for (int64_t i = 0; i < live; ++i) {
+      const NearRow<In> row(outs[i], near_row, near);
       Vector<In> vector{n,
                         {a_rows[i], args.a.scale, args.a.logarithm, n, a_table.get()},
                         {b_rows[i], args.b.scale, args.b.logarithm, n, b_table.get()},
@@ -380,7 +384,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
                         args.result,
                         args.scale,
                         orders[i],
-                        outs[i],
+                        row.data(),
                         shares[i],
                         args.blocks + (first + i) * block_words(n),
                         entropic};
@@ -388,6 +392,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
         regress<LogBlock>(vector, Arena{memory}, bundles.within);
       else
         regress<MeanBlock>(vector, Arena{memory}, bundles.within);
+      row.store();
     }
     outs.store();
     shares.store();

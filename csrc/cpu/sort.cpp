@@ -208,7 +208,7 @@ bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, ui
     next_upper += in_upper;
   }
   for (int64_t j = 0; j < n; ++j) spare[lower[lower_digit(words[j])]++] = words[j];
-  int32_t* order = out.order ? out.order : reinterpret_cast<int32_t*>(words);
+  int32_t* order = reinterpret_cast<int32_t*>(words);  // near, unlike the result
   for (int64_t j = 0; j < n; ++j) order[upper[upper_digit(spare[j])]++] = int32_t(spare[j] & ((1u << kPlaceBits) - 1));
 
   In* values = out.values ? out.values : reinterpret_cast<In*>(spare);
@@ -229,6 +229,7 @@ bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, ui
     moves += j - i;
     if (moves > 2 * n) return false;
   }
+  if (out.order) std::copy(order, order + n, out.order);
   if (out.wide_order) std::copy(order, order + n, out.wide_order);
   return true;
 }
