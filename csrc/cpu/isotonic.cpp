@@ -169,7 +169,11 @@ template <class In, class Block>
 void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk) {
   const int64_t first = index * kChunk, count = std::min(kChunk, vector.n - first);
   double p[kChunk], q[kChunk];
-  chunk.regular = vector.evaluate(chunk.blocks, first, count, p, q);
+  chunk.regular = true;
+  for_each_segment(vector.n, index, [&](int64_t begin, int64_t length) {
+    const bool regular = vector.evaluate(chunk.blocks, begin, length, p + (begin - first), q + (begin - first));
+    chunk.regular = chunk.regular && regular;
+  });
   chunk.first = 0;
   chunk.last = -1;
   chunk.begin = first;
