@@ -190,7 +190,7 @@ void multiply_vectors(const BlockProductArgs& args, int threads) {
   const size_t bytes = v.bytes(bundles) + weight.bytes(bundles) + out.bytes(bundles) + order.bytes(bundles) +
                        Arena::bytes<Sums>(chunks) + Arena::bytes<double>(numbers) + Arena::bytes<double>(kept_v) +
                        Arena::bytes<double>(kept_weight) + Arena::bytes<In>(near);
-  out.prefer_large_pages(shape);
+  out.prefer_large_pages(bundles);
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
     const Rows<const In> vs(v, bundles, first, live, arena), weights(weight, bundles, first, live, arena);
     const Rows<In> outs(out, bundles, first, live, arena);

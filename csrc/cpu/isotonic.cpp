@@ -366,7 +366,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
                        out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<In>(near) +
                        Arena::bytes<Chunk<LogBlock>>(chunks) +
                        (entropic ? Arena::bytes<LogBlock>(slots) : Arena::bytes<MeanBlock>(slots));
-  out.prefer_large_pages(shape);
+  out.prefer_large_pages(bundles);
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
     const Rows<const In> a_rows(a, bundles, first, live, arena), b_rows(b, bundles, first, live, arena);
     const Rows<const In> weights(weight, bundles, first, live, arena);

@@ -99,13 +99,14 @@ struct Tensor {
   }
   // Of a result that is about to be written. What is beyond malloc's largest threshold is mapped anew in every call,
   // and faults for each small page would take as long as the work.
-  void prefer_large_pages(const Shape& shape) const {
+  void prefer_large_pages(const Bundles& bundles) const {
 #ifdef MADV_HUGEPAGE
     constexpr uintptr_t kMapped = uintptr_t(32) << 20, kPage = uintptr_t(2) << 20;
+    const Shape& shape = bundles.shape;
     const int64_t last = (shape.outer - 1) * strides.outer + (shape.inner - 1) * strides.inner +
                          (shape.n1 - 1) * strides.n1 + (shape.n2 - 1) * strides.n2;
     const uintptr_t begin = reinterpret_cast<uintptr_t>(data), bytes = sizeof(In) * uintptr_t(last + 1);
-    if (!data || bytes < kMapped) return;
+    if (!data || bundles.count == 0 || bytes < kMapped) return;
     const uintptr_t first_page = (begin + kPage - 1) / kPage, end_page = (begin + bytes) / kPage;
     madvise(reinterpret_cast<void*>(first_page * kPage), (end_page - first_page) * kPage, MADV_HUGEPAGE);
 #endif
