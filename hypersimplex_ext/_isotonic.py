@@ -155,11 +155,14 @@ class _Sort(Function):
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
         ctx.dim = inputs[2]
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no zeros as long as the order
         return (output[1],)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         (order,) = ctx.saved_tensors
+        if grad is None:
+            return None, None, None
         return torch.zeros_like(grad).scatter(ctx.dim, order, grad), None, None
 
     @staticmethod
@@ -218,6 +221,7 @@ class _SoftRank(Function):
         _, _, ctx.scale, kl, ctx.dim = inputs
         y, order, blocks = output
         ctx.mark_non_differentiable(order, blocks)
+        ctx.set_materialize_grads(False)  # no zeros as long as the order
         return y if kl else None, order, blocks
 
     @staticmethod
@@ -227,9 +231,11 @@ class _SoftRank(Function):
         return product(ops.Product(v, weight, order, blocks, ops.RESIDUAL, ctx.dim, True, True, True, ctx.scale))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         _, order, blocks = ctx.saved_tensors
         grad_x = grad_w = None
+        if grad is None:
+            return (None,) * 5
         if ctx.needs_input_grad[0]:
             grad_x = _SoftRank.residual(ctx, grad)
         if ctx.needs_input_grad[1]:
@@ -237,11 +243,12 @@ class _SoftRank(Function):
         return grad_x, grad_w, None, None, None
 
     @staticmethod
-    def tangent(ctx: Any, x: Tensor, w: Tensor | None, *_: Any) -> Any:
-        out = _SoftRank.residual(ctx, x)
+    def tangent(ctx: Any, x: Tensor | None, w: Tensor | None, *_: Any) -> Any:
+        out = None if x is None else _SoftRank.residual(ctx, x)
         if w is not None:
             _, order, blocks = ctx.saved_tensors
-            out = out + product(ops.Product(w, None, order, blocks, ops.MEAN, ctx.dim, out_ordered=True))
+            by_w = product(ops.Product(w, None, order, blocks, ops.MEAN, ctx.dim, out_ordered=True))
+            out = by_w if out is None else out + by_w
         return out, None, None
 
 

@@ -34,6 +34,17 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             loss.backward()
             take(loss)
             take(x.grad)
+    for n in (5, 40, 1000, 5000):
+        x, weight, g = torch.randn(7, n).to(dtype), (torch.rand(7, n) + 0.1).to(dtype), torch.randn(7, n).to(dtype)
+        outputs = [lambda t: hs.isotonic_regression(t), lambda t: hs.isotonic_regression(t, weight), hs.sort]
+        for soft in (hs.soft_rank, hs.soft_sort):
+            outputs += [lambda t, a=a: soft(t, *a) for a in (("l2", 0.1), ("kl", 1.0), ("kl", 1e-4))]
+        for function in outputs:
+            t = x.clone().requires_grad_()
+            y = function(t)
+            y = y if isinstance(y, torch.Tensor) else y[0]
+            take(y)
+            take(*torch.autograd.grad(y, t, g))
 print(hs.build_info().vector_extension, digest.hexdigest())
 """
 

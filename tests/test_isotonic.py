@@ -353,6 +353,18 @@ def test_soft_rank_moves_with_its_entries(numbers):
     assert_close(soft_rank(x[:, turn]), rank[:, turn], 1e-12)
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((1, 8_400_001), 1), ((1_400_000, 6), 0)], ids=["one", "columns"])
+def test_results_of_many_megabytes(backend, shape, dim):
+    if backend != "cpu":
+        pytest.skip("what the CPU asks of memory")
+    x = torch.randn(shape)
+    r = native.isotonic(x, dim=dim, increasing=True)
+    expected = scipy_rows(x.movedim(dim, 1), None, True)
+    assert_close(r.out.movedim(dim, 1), expected, 1e-6)
+    mean = native.block_product(x, r.blocks, dim=dim)
+    assert_close(mean.movedim(dim, 1), expected, 1e-6)
+
+
 def test_threads(backend):
     if backend != "cpu":
         pytest.skip("the CPU's threads")

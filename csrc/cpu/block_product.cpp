@@ -6,17 +6,25 @@
 #include "segments.h"
 
 namespace hypersimplex {
-namespace cpu {
+namespace HYPERSIMPLEX_ISA {
 namespace {
 
 template <class In>
 struct Operand {
   const In* row;
   const int32_t* order;  // null: not ordered
+  double* kept;          // all that has been fetched; or null
 
-  void fetch(int64_t begin, int64_t count, double* out) const {
-    if (row) return fetch_doubles(row, order, begin, count, out);
-    std::fill(out, out + count, 1.0);
+  // Elements begin <= j < begin + count, at `out` or elsewhere.
+  const double* fetch(int64_t begin, int64_t count, double* out) const {
+    if (!row)
+      std::fill(out, out + count, 1.0);
+    else
+      fetch_doubles(row, order, begin, count, kept ? out = kept + begin : out);
+    return out;
+  }
+  const double* fetch_again(int64_t begin, int64_t count, double* out) const {
+    return kept ? kept + begin : fetch(begin, count, out);
   }
 };
 
@@ -57,12 +65,14 @@ void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
   sums.v[0] = sums.weight[0] = 0;
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
     uint8_t starts[kSegment];
-    double v[kSegment], weight[kSegment];
+    double v_buffer[kSegment], weight_buffer[kSegment], weighted[kSegment];
     unpack_blocks(vector.blocks + begin / kBlockBits, count, starts);
-    vector.v.fetch(begin, count, v);
-    vector.weight.fetch(begin, count, weight);
-    if (weigh && vector.weight.row)
-      for (int64_t j = 0; j < count; ++j) v[j] *= weight[j];
+    const double* v = vector.v.fetch(begin, count, v_buffer);
+    const double* weight = vector.weight.fetch(begin, count, weight_buffer);
+    if (weigh && vector.weight.row) {
+      for (int64_t j = 0; j < count; ++j) weighted[j] = v[j] * weight[j];
+      v = weighted;
+    }
     auto word_at = [&](int64_t j) { return vector.blocks[(begin + j) / kBlockBits]; };
     for (int64_t j = 0; j < count; j += kBlockBits) {
       const int64_t end = std::min(j + kBlockBits, count);
@@ -114,7 +124,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
   const double* mean = sums.v;
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
     uint8_t starts[kSegment];
-    double out[kSegment], other[kSegment];
+    double out[kSegment], buffer[kSegment];
     unpack_blocks(vector.blocks + begin / kBlockBits, count, starts);
     for (int64_t j = 0; j < count; j += kBlockBits) {
       const int64_t end = std::min(j + kBlockBits, count);
@@ -132,12 +142,12 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
       }
     }
     if (vector.product == BlockProduct::kResidual) {
-      vector.v.fetch(begin, count, other);
+      const double* other = vector.v.fetch_again(begin, count, buffer);
       for (int64_t j = 0; j < count; ++j) out[j] = other[j] - out[j];
     }
     const bool weigh = vector.product == BlockProduct::kResidual || vector.product == BlockProduct::kTransposed;
     if (weigh && vector.weight.row) {
-      vector.weight.fetch(begin, count, other);
+      const double* other = vector.weight.fetch_again(begin, count, buffer);
       for (int64_t j = 0; j < count; ++j) out[j] *= other[j];
     }
     if (vector.scale != 1)
@@ -173,29 +183,38 @@ void multiply_vectors(const BlockProductArgs& args, int threads) {
   const bool adjacent = v.adjacent(shape) && weight.adjacent(shape) && out.adjacent(shape) && order.adjacent(shape);
   const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
   const int64_t n = bundles.n, chunks = chunks_of(n), numbers = 2 * (n + chunks);
+  const bool v_ordered = args.order && args.v.ordered, weight_ordered = args.order && args.weight.ordered;
+  const bool out_ordered = args.order && args.out.ordered;
+  const int64_t kept_v = near_entries(n, v_ordered), kept_weight = near_entries(n, weight_ordered);
+  const int64_t near = near_entries(n, out_ordered);
   const size_t bytes = v.bytes(bundles) + weight.bytes(bundles) + out.bytes(bundles) + order.bytes(bundles) +
-                       Arena::bytes<Sums>(chunks) + Arena::bytes<double>(numbers);
+                       Arena::bytes<Sums>(chunks) + Arena::bytes<double>(numbers) + Arena::bytes<double>(kept_v) +
+                       Arena::bytes<double>(kept_weight) + Arena::bytes<In>(near);
+  out.prefer_large_pages(bundles);
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
     const Rows<const In> vs(v, bundles, first, live, arena), weights(weight, bundles, first, live, arena);
     const Rows<In> outs(out, bundles, first, live, arena);
     const Rows<const int32_t> orders(order, bundles, first, live, arena);
     Sums* sums = arena.take<Sums>(chunks);
-    double* memory = arena.take<double>(numbers);
+    double *memory = arena.take<double>(numbers), *v_memory = arena.take<double>(kept_v);
+    double* weight_memory = arena.take<double>(kept_weight);
+    In* near_row = arena.take<In>(near);
     vs.load();
     weights.load();
     orders.load();
     for (int64_t i = 0; i < live; ++i) {
-      const int32_t* order_row = orders[i];
-      auto placed = [&](bool ordered) { return ordered ? order_row : nullptr; };
+      const NearRow<In> row(outs[i], near_row, near);
+      auto placed = [&](bool ordered) { return ordered ? orders[i] : nullptr; };
       multiply(Vector<In>{n,
                           args.product,
                           args.scale,
-                          {vs[i], placed(args.v.ordered)},
-                          {weights[i], placed(args.weight.ordered)},
-                          placed(args.out.ordered),
-                          outs[i],
+                          {vs[i], placed(v_ordered), kept_v ? v_memory : nullptr},
+                          {weights[i], placed(weight_ordered), kept_weight ? weight_memory : nullptr},
+                          placed(out_ordered),
+                          row.data(),
                           args.blocks + (first + i) * block_words(n)},
                sums, memory, bundles.within);
+      row.store();
     }
     outs.store();
   });
@@ -207,5 +226,5 @@ void block_product(const BlockProductArgs& args, int threads) {
   HYPERSIMPLEX_DISPATCH(args.dtype, multiply_vectors, args, threads);
 }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

@@ -15,17 +15,26 @@ struct Clone {
   void (*jvp)(const JvpArgs&, int);
   void (*loss_forward)(const LossArgs&, void*, int);
   void (*loss_backward)(const LossArgs&, const LossBackward&, int);
+  void (*sort)(const SortArgs&, int);
+  void (*isotonic)(const IsotonicArgs&, int);
+  void (*block_product)(const BlockProductArgs&, int);
 };
 }  // namespace
 
-#define HYPERSIMPLEX_DECLARE(isa)                                                      \
-  namespace isa {                                                                      \
-  void threshold(const ThresholdArgs& args, int threads);                              \
-  void jvp(const JvpArgs& args, int threads);                                          \
-  void loss_forward(const LossArgs& args, void* loss, int threads);                    \
-  void loss_backward(const LossArgs& args, const LossBackward& backward, int threads); \
-  }                                                                                    \
-  constexpr Clone k_##isa { #isa, isa::threshold, isa::jvp, isa::loss_forward, isa::loss_backward }
+#define HYPERSIMPLEX_DECLARE(isa)                                                                    \
+  namespace isa {                                                                                    \
+  void threshold(const ThresholdArgs& args, int threads);                                            \
+  void jvp(const JvpArgs& args, int threads);                                                        \
+  void loss_forward(const LossArgs& args, void* loss, int threads);                                  \
+  void loss_backward(const LossArgs& args, const LossBackward& backward, int threads);               \
+  void sort(const SortArgs& args, int threads);                                                      \
+  void isotonic(const IsotonicArgs& args, int threads);                                              \
+  void block_product(const BlockProductArgs& args, int threads);                                     \
+  }                                                                                                  \
+  constexpr Clone k_##isa {                                                                          \
+    #isa, isa::threshold, isa::jvp, isa::loss_forward, isa::loss_backward, isa::sort, isa::isotonic, \
+        isa::block_product                                                                           \
+  }
 
 HYPERSIMPLEX_DECLARE(baseline);
 #ifdef __x86_64__
@@ -66,6 +75,9 @@ void loss_forward(const LossArgs& args, void* loss, int threads) { clone().loss_
 void loss_backward(const LossArgs& args, const LossBackward& backward, int threads) {
   clone().loss_backward(args, backward, threads);
 }
+void sort(const SortArgs& args, int threads) { clone().sort(args, threads); }
+void isotonic(const IsotonicArgs& args, int threads) { clone().isotonic(args, threads); }
+void block_product(const BlockProductArgs& args, int threads) { clone().block_product(args, threads); }
 const char* vector_extension() { return clone().name; }
 
 }  // namespace cpu

@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "isa.h"
+
 namespace hypersimplex {
-namespace cpu {
+namespace HYPERSIMPLEX_ISA {
 
 // 2^k for an integer -1022 <= k <= 1023 given as 1.5 * 2^52 + k, whose lowest bits are k's.
 inline double power_of_two(double shifted) {
@@ -35,5 +37,5 @@ __attribute__((always_inline)) inline double exponential(double v) {
          power_of_two(kShift + (k - (half - kShift)));
 }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

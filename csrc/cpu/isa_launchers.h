@@ -11,6 +11,9 @@ void threshold(const ThresholdArgs& args, int threads);
 void jvp(const JvpArgs& args, int threads);
 void loss_forward(const LossArgs& args, void* loss, int threads);
 void loss_backward(const LossArgs& args, const LossBackward& backward, int threads);
+void sort(const SortArgs& args, int threads);
+void isotonic(const IsotonicArgs& args, int threads);
+void block_product(const BlockProductArgs& args, int threads);
 
 #define HYPERSIMPLEX_DISPATCH(dtype, function, ...) \
   switch (dtype) {                                  \

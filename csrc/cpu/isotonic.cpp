@@ -9,7 +9,7 @@
 #include "segments.h"
 
 namespace hypersimplex {
-namespace cpu {
+namespace HYPERSIMPLEX_ISA {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -169,7 +169,11 @@ template <class In, class Block>
 void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk) {
   const int64_t first = index * kChunk, count = std::min(kChunk, vector.n - first);
   double p[kChunk], q[kChunk];
-  chunk.regular = vector.evaluate(chunk.blocks, first, count, p, q);
+  chunk.regular = true;
+  for_each_segment(vector.n, index, [&](int64_t begin, int64_t length) {
+    const bool regular = vector.evaluate(chunk.blocks, begin, length, p + (begin - first), q + (begin - first));
+    chunk.regular = chunk.regular && regular;
+  });
   chunk.first = 0;
   chunk.last = -1;
   chunk.begin = first;
@@ -285,10 +289,21 @@ void regress(const Vector<In>& vector, Arena arena, int threads) {
   const int64_t count = chunks_of(vector.n);
   Chunk<Block>* chunks = arena.take<Chunk<Block>>(count);
   Block* blocks = arena.take<Block>(vector.n / 2 + count);
-  parallel_for(count, threads, [&](int64_t i) {
-    chunks[i].blocks = blocks + i * kBlocksPerChunk;
-    pool_chunk(vector, i, chunks[i]);
-  });
+  if (count == 1) {
+    chunks[0].blocks = blocks;
+    pool_chunk(vector, 0, chunks[0]);
+  } else {
+    // Packed, as most chunks leave few blocks: of a long vector's slots only the first pages are touched.
+    std::atomic<int64_t> taken{0};
+    parallel_for(count, threads, [&](int64_t i) {
+      Block pooled[kBlocksPerChunk];
+      chunks[i].blocks = pooled;
+      pool_chunk(vector, i, chunks[i]);
+      const int64_t kept = chunks[i].last + 1;
+      chunks[i].blocks = blocks + taken.fetch_add(kept + 1, std::memory_order_relaxed);
+      std::copy(pooled, pooled + kept, chunks[i].blocks);
+    });
+  }
   bool regular = true;
   for (int64_t i = 0; i < count; ++i) regular = regular && chunks[i].regular;
   if (!regular) return write_nan(vector);
@@ -346,20 +361,25 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
                         out.adjacent(shape) && share.adjacent(shape);
   const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
   const int64_t n = bundles.n, chunks = chunks_of(n), slots = n / 2 + chunks;
+  const int64_t near = near_entries(n, args.order != nullptr);
   const size_t bytes = a.bytes(bundles) + b.bytes(bundles) + weight.bytes(bundles) + order.bytes(bundles) +
-                       out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<Chunk<LogBlock>>(chunks) +
+                       out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<In>(near) +
+                       Arena::bytes<Chunk<LogBlock>>(chunks) +
                        (entropic ? Arena::bytes<LogBlock>(slots) : Arena::bytes<MeanBlock>(slots));
+  out.prefer_large_pages(bundles);
   bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
     const Rows<const In> a_rows(a, bundles, first, live, arena), b_rows(b, bundles, first, live, arena);
     const Rows<const In> weights(weight, bundles, first, live, arena);
     const Rows<const int32_t> orders(order, bundles, first, live, arena);
     const Rows<In> outs(out, bundles, first, live, arena), shares(share, bundles, first, live, arena);
+    In* near_row = arena.take<In>(near);
     char* memory = arena.take<char>(0);
     a_rows.load();
     b_rows.load();
     weights.load();
     orders.load();
     for (int64_t i = 0; i < live; ++i) {
+      const NearRow<In> row(outs[i], near_row, near);
       Vector<In> vector{n,
                         {a_rows[i], args.a.scale, args.a.logarithm, n, a_table.get()},
                         {b_rows[i], args.b.scale, args.b.logarithm, n, b_table.get()},
@@ -368,7 +388,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
                         args.result,
                         args.scale,
                         orders[i],
-                        outs[i],
+                        row.data(),
                         shares[i],
                         args.blocks + (first + i) * block_words(n),
                         entropic};
@@ -376,6 +396,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
         regress<LogBlock>(vector, Arena{memory}, bundles.within);
       else
         regress<MeanBlock>(vector, Arena{memory}, bundles.within);
+      row.store();
     }
     outs.store();
     shares.store();
@@ -388,5 +409,5 @@ void isotonic(const IsotonicArgs& args, int threads) {
   HYPERSIMPLEX_DISPATCH(args.dtype, regress_vectors, args, threads);
 }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

@@ -7,7 +7,7 @@
 #include "exponential.h"
 
 namespace hypersimplex {
-namespace cpu {
+namespace HYPERSIMPLEX_ISA {
 
 // A block of adjacent elements [start, end). `value` is what must not increase from block to block. Of an element, p
 // and q are the amount per weight and the weight: in least squares a - b and w. KL is the same in exponentials:
@@ -72,5 +72,5 @@ struct LogBlock {
   }
 };
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

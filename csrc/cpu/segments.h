@@ -8,12 +8,7 @@
 #include "vectors.h"
 
 namespace hypersimplex {
-namespace cpu {
-
-using HYPERSIMPLEX_ISA::bits_of;
-using HYPERSIMPLEX_ISA::Compute;
-using HYPERSIMPLEX_ISA::float_of;
-using HYPERSIMPLEX_ISA::load;
+namespace HYPERSIMPLEX_ISA {
 
 constexpr int64_t kSegment = 512;
 constexpr int64_t kChunk = 4096;  // a multiple of the segment
@@ -62,7 +57,7 @@ void store_double(double v, Half& out) {
     const bool short_of = std::abs(double(nearest)) < std::abs(v);
     if (!(bits & 1)) bits += short_of ? 1 : ~uint32_t(0);
   }
-  HYPERSIMPLEX_ISA::store(float_of(bits), out);
+  store(float_of(bits), out);
 }
 
 // Entries begin <= j < begin + count of a row, or those at order[j].
@@ -73,6 +68,20 @@ void fetch_doubles(const In* row, const int32_t* order, int64_t begin, int64_t c
   else
     for (int64_t j = 0; j < count; ++j) out[j] = load(row[begin + j]);
 }
+// What is read or written in an order of its own goes through memory that is near, unless it is too long for that.
+inline int64_t near_entries(int64_t n, bool ordered) { return ordered && n <= (int64_t(1) << 15) ? n : 0; }
+
+// A row to be written into data() and then stored; with no near entries the row itself.
+template <class In>
+struct NearRow {
+  In *row, *near;
+  int64_t entries;
+
+  NearRow(In* row, In* near, int64_t entries) : row(row), near(near), entries(entries) {}
+  In* data() const { return entries ? near : row; }
+  void store() const { std::copy(near, near + entries, row); }
+};
+
 template <class In>
 void deliver_doubles(const double* in, const int32_t* order, int64_t begin, int64_t count, In* row) {
   if (order)
@@ -81,5 +90,5 @@ void deliver_doubles(const double* in, const int32_t* order, int64_t begin, int6
     for (int64_t j = 0; j < count; ++j) store_double(in[j], row[begin + j]);
 }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

@@ -6,10 +6,11 @@
 #include <cstring>
 
 #include "isa_launchers.h"
+#include "simd.h"
 #include "vectors.h"
 
 namespace hypersimplex {
-namespace cpu {
+namespace HYPERSIMPLEX_ISA {
 namespace {
 
 using Word = uint64_t;
@@ -151,26 +152,25 @@ struct Sorted {
 // The least and the largest entry; false where one is a nan or an infinity.
 template <class In>
 bool range_of(const In* x, int64_t n, In& least, In& largest) {
-  constexpr int64_t kLanes = 8;
-  In low[kLanes], high[kLanes], strange[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) low[i] = high[i] = x[i], strange[i] = 0;
-  auto take = [&](const In* entries) {
-    for (int64_t i = 0; i < kLanes; ++i) {
-      low[i] = entries[i] < low[i] ? entries[i] : low[i];
-      high[i] = high[i] < entries[i] ? entries[i] : high[i];
-      strange[i] += entries[i] - entries[i];
-    }
+  constexpr int64_t kLanes = kVectorLanes<In>;
+  static_assert(kLanes <= kRanked, "a vector is no longer than what is sorted by levels");
+  Vector<In> low = load_vector(x), high = low, strange = low - low;
+  auto take = [&](const Vector<In>& entries) {
+    low = entries < low ? entries : low;
+    high = entries > high ? entries : high;
+    strange += entries - entries;
   };
-  for (int64_t j = 0; j + kLanes <= n; j += kLanes) take(x + j);
-  take(x + n - kLanes);
-  for (int64_t i = 1; i < kLanes; ++i) {
-    low[0] = std::min(low[0], low[i]);
-    high[0] = std::max(high[0], high[i]);
-    strange[0] += strange[i];
-  }
+  for (int64_t j = kLanes; j + kLanes <= n; j += kLanes) take(load_vector(x + j));
+  take(load_vector(x + n - kLanes));
   least = low[0];
   largest = high[0];
-  return strange[0] == 0;
+  In sum = strange[0];
+  for (int64_t i = 1; i < kLanes; ++i) {
+    least = low[i] < least ? low[i] : least;
+    largest = high[i] > largest ? high[i] : largest;
+    sum += strange[i];
+  }
+  return sum == 0;
 }
 
 // Sorts by 2^(2 kDigit) levels, evenly from the least to the largest entry: two passes leave few entries out of order,
@@ -208,7 +208,7 @@ bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, ui
     next_upper += in_upper;
   }
   for (int64_t j = 0; j < n; ++j) spare[lower[lower_digit(words[j])]++] = words[j];
-  int32_t* order = out.order ? out.order : reinterpret_cast<int32_t*>(words);
+  int32_t* order = reinterpret_cast<int32_t*>(words);  // near, unlike the result
   for (int64_t j = 0; j < n; ++j) order[upper[upper_digit(spare[j])]++] = int32_t(spare[j] & ((1u << kPlaceBits) - 1));
 
   In* values = out.values ? out.values : reinterpret_cast<In*>(spare);
@@ -229,6 +229,7 @@ bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, ui
     moves += j - i;
     if (moves > 2 * n) return false;
   }
+  if (out.order) std::copy(order, order + n, out.order);
   if (out.wide_order) std::copy(order, order + n, out.wide_order);
   return true;
 }
@@ -240,7 +241,7 @@ Word* sort_words(Word* words, Word* spare, int64_t n, int bits, int parts, uint3
   if (sorted >= n) return words;
   while (reversed < n && key_of(words[reversed - 1]) > key_of(words[reversed])) ++reversed;
   if (reversed == n) {
-    std::reverse(words, words + n);
+    for (int64_t j = 0; j < n / 2; ++j) std::swap(words[j], words[n - 1 - j]);
     return words;
   }
   if (n <= kRanked) {
@@ -317,16 +318,23 @@ template <class In>
 void sort_beyond_words(const SortArgs& args, const Keys<In>& keys) {
   const Shape& shape = args.shape;
   const int64_t n = shape.n1 * shape.n2;
-  std::unique_ptr<int64_t[]> places(new int64_t[size_t(n)]);
+  std::unique_ptr<int64_t[]> memory(new int64_t[2 * size_t(n)]);
   auto at = [&](const Strides& strides, int64_t v, int64_t j) {
     return v / shape.inner * strides.outer + v % shape.inner * strides.inner + j / shape.n2 * strides.n1 +
            j % shape.n2 * strides.n2;
   };
   const In* x = static_cast<const In*>(args.x);
   for (int64_t v = 0; v < shape.outer * shape.inner; ++v) {
+    int64_t *places = memory.get(), *merged = places + n;
     for (int64_t j = 0; j < n; ++j) places[j] = j;
-    auto key = [&](int64_t j) { return keys(x[at(args.x_strides, v, j)]); };
-    std::stable_sort(&places[0], &places[0] + n, [&](int64_t i, int64_t j) { return key(i) < key(j); });
+    auto key = [&](int64_t place) { return keys(x[at(args.x_strides, v, place)]); };
+    for (int64_t size = 1; size < n; size *= 2, std::swap(places, merged))
+      for (int64_t begin = 0; begin < n; begin += 2 * size) {
+        const int64_t middle = std::min(begin + size, n), end = std::min(begin + 2 * size, n);
+        for (int64_t i = begin, left = begin, right = middle; i < end; ++i)
+          merged[i] =
+              places[right == end || (left < middle && key(places[left]) <= key(places[right])) ? left++ : right++];
+      }
     for (int64_t j = 0; args.values && j < n; ++j)
       static_cast<In*>(args.values)[at(args.values_strides, v, j)] = x[at(args.x_strides, v, places[j])];
     for (int64_t j = 0; args.order && j < n; ++j)
@@ -370,5 +378,5 @@ void sort_vectors(const SortArgs& args, int threads) {
 
 void sort(const SortArgs& args, int threads) { HYPERSIMPLEX_DISPATCH(args.dtype, sort_vectors, args, threads); }
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

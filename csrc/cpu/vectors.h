@@ -6,17 +6,16 @@
 #include <atomic>
 #include <memory>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "../hypersimplex.h"
 #include "half.h"
 #include "parallel.h"
 
 namespace hypersimplex {
-namespace cpu {
-
-using HYPERSIMPLEX_ISA::BFloat16;
-using HYPERSIMPLEX_ISA::Float16;
-using HYPERSIMPLEX_ISA::kGrain;
-using HYPERSIMPLEX_ISA::parallel_for;
+namespace HYPERSIMPLEX_ISA {
 
 constexpr int64_t kColumns = 32;             // of a matrix, side by side
 constexpr int64_t kBundleEntries = 1 << 18;  // beyond which fewer are taken, but one
@@ -98,6 +97,20 @@ struct Tensor {
   size_t bytes(const Bundles& bundles) const {
     return adjacent(bundles.shape) ? 0 : Arena::bytes<In>(bundles.width * pitch(bundles.n));
   }
+  // Of a result that is about to be written. What is beyond malloc's largest threshold is mapped anew in every call,
+  // and faults for each small page would take as long as the work.
+  void prefer_large_pages(const Bundles& bundles) const {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t kMapped = uintptr_t(32) << 20, kPage = uintptr_t(2) << 20;
+    const Shape& shape = bundles.shape;
+    const int64_t last = (shape.outer - 1) * strides.outer + (shape.inner - 1) * strides.inner +
+                         (shape.n1 - 1) * strides.n1 + (shape.n2 - 1) * strides.n2;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(data), bytes = sizeof(In) * uintptr_t(last + 1);
+    if (!data || bundles.count == 0 || bytes < kMapped) return;
+    const uintptr_t first_page = (begin + kPage - 1) / kPage, end_page = (begin + bytes) / kPage;
+    madvise(reinterpret_cast<void*>(first_page * kPage), (end_page - first_page) * kPage, MADV_HUGEPAGE);
+#endif
+  }
   // Rows that do not compete for the same places of a cache.
   static int64_t pitch(int64_t n) { return (n + 15) / 16 * 16 + 16; }
 };
@@ -152,5 +165,5 @@ class Rows {
   In* buffer_;
 };
 
-}  // namespace cpu
+}  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

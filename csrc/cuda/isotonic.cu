@@ -262,10 +262,6 @@ __global__ void __launch_bounds__(kPassThreads)
     if (vectors.irregular[at / vectors.chunks]) args.blocks[at] = 0;
 }
 
-bool empty(const IsotonicArgs& args) {
-  return args.shape.outer * args.shape.inner * args.shape.n1 * args.shape.n2 == 0;
-}
-
 RowPlan plan_of(IsotonicArgs& args) {
   Layout layout(args.shape, args.dtype,
                 {{args.a.data, &args.a.strides},
@@ -311,14 +307,14 @@ void regress(const IsotonicArgs& args, const RowPlan& plan, void* workspace, voi
 
 size_t isotonic_workspace(const IsotonicArgs& call) {
   IsotonicArgs args = call;
-  if (empty(args)) return 0;
+  if (empty(args.shape)) return 0;
   const RowPlan plan = plan_of(args);
   return plan.regime == Regime::kGrid ? LongVectors(args, plan, counts(args), nullptr).bytes : 0;
 }
 
 void isotonic(const IsotonicArgs& call, void* workspace, void* stream) {
   IsotonicArgs args = call;
-  if (empty(args)) return;
+  if (empty(args.shape)) return;
   const RowPlan plan = plan_of(args);
   if (args.divergence == Divergence::kL2)
     regress<Means>(args, plan, workspace, stream);

@@ -11,6 +11,8 @@
 namespace hypersimplex {
 namespace cuda {
 
+inline bool empty(const Shape& shape) { return shape.outer * shape.inner * shape.n1 * shape.n2 == 0; }
+
 struct RowPlan {
   Regime regime;     // short: teams are warps; block: a block per vector; grid: `tiles` blocks per vector
   bool adjacent;     // neighbouring vectors are neighbours in memory, entries are not

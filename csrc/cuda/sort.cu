@@ -266,8 +266,6 @@ RowPlan plan_of(SortArgs& args) {
                  wide ? kThreadBytes<Wide> : kThreadBytes<Packed>, tuning::kSortThreads, tuning::kSortThreads);
 }
 
-bool empty(const SortArgs& args) { return args.shape.outer * args.shape.inner * args.shape.n1 * args.shape.n2 == 0; }
-
 template <class Entry>
 void sort_as(const SortArgs& args, const RowPlan& plan, void* workspace, void* stream) {
   Plan sizes = plan.launch_plan();
@@ -288,7 +286,7 @@ void sort_as(const SortArgs& args, const RowPlan& plan, void* workspace, void* s
 
 size_t sort_workspace(const SortArgs& call) {
   SortArgs args = call;
-  if (empty(args)) return 0;
+  if (empty(args.shape)) return 0;
   const RowPlan plan = plan_of(args);
   if (plan.regime != Regime::kGrid || plan.tiles == 1) return 0;
   const size_t entries = size_t(plan.vectors(args.shape)) * size_t(plan.n);
@@ -297,7 +295,7 @@ size_t sort_workspace(const SortArgs& call) {
 
 void sort(const SortArgs& call, void* workspace, void* stream) {
   SortArgs args = call;
-  if (empty(args)) return;
+  if (empty(args.shape)) return;
   const RowPlan plan = plan_of(args);
   if (args.dtype == DType::kFloat64)
     sort_as<Wide>(args, plan, workspace, stream);
