@@ -170,7 +170,7 @@ def test_only_what_is_asked_for(device, wanted):
         assert_close(actual, everything[name], 1e-6)
 
 
-# ---- by finite differences, and to higher order ----
+# ---- to higher order; by finite differences in test_derivatives.py ----
 
 
 def smooth_inputs(shape, dim, device):
@@ -182,25 +182,6 @@ def smooth_inputs(shape, dim, device):
         k, tau = n * (0.1 + 0.8 * torch.rand(rest).double()), 0.5 + torch.rand(rest).double()
         if clear_of_kinks(x, k, tau, dim, margin=1e-3).all():
             return tuple(t.to(device).requires_grad_() for t in (x, k, tau))
-
-
-@pytest.mark.parametrize(("shape", "dim"), [((3, 7), 1), ((7, 3), 0), ((2, 5, 3), 1)])
-def test_gradcheck(device, shape, dim):
-    inputs = smooth_inputs(shape, dim, device)
-    function = lambda x, k, tau: soft_binary_argmax(x, k, tau, dim=dim)  # noqa: E731
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
-    mask = torch.rand(shape, device=device) < 0.8
-    masked = lambda x, tau: soft_binary_argmax(x, 1, tau, dim=dim, mask=mask)  # noqa: E731
-    assert torch.autograd.gradcheck(masked, (inputs[0], inputs[2]))
-
-
-def test_forward_mode_with_numbers_for_k_and_tau(device):
-    x, *_ = smooth_inputs((3, 7), 1, device)
-    mask = torch.arange(7, device=device) != 2
-    function = lambda x: soft_binary_argmax(x, 2, 0.7, mask=mask)  # noqa: E731
-    assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, (x,), check_fwd_over_rev=True)
 
 
 def test_second_derivative_uses_the_same_product(device):

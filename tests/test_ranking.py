@@ -188,7 +188,10 @@ OF_SEVERAL = {
         for name in OPERATORS
         if name not in ("weighted", "permutahedron")
     },
+    "rank down l2": lambda x, w, tau: soft_rank(x, "l2", EPSILON, 1, descending=True),
+    "sort down l2": lambda x, w, tau: soft_sort(x, "l2", EPSILON, 1, descending=True),
     "weights": lambda x, w, tau: isotonic_regression(x, w, dim=1),
+    "weights, decreasing": lambda x, w, tau: isotonic_regression(x, w, dim=1, increasing=False, lower=-0.5, upper=0.5),
     "w and tau": lambda x, w, tau: project_permutahedron(x, w, tau, 1),
 }
 
@@ -197,12 +200,14 @@ OF_SEVERAL = {
 def test_derivatives(name):
     function = OF_SEVERAL[name]
     inputs = [torch.randn(2, 7, 2), 0.1 + torch.rand(2, 7, 2), 0.5 + torch.rand(2, 2)]
-    inputs = [t.double().requires_grad_() for t in inputs[: 3 if name in ("weights", "w and tau") else 1]]
+    inputs = [
+        t.double().requires_grad_() for t in inputs[: 3 if name == "w and tau" else 2 if "weights" in name else 1]
+    ]
     padded = lambda *inputs: function(*inputs, *(None,) * (3 - len(inputs)))  # noqa: E731
     check = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
-    inputs = inputs[:2] if name == "weights" else inputs
     assert torch.autograd.gradcheck(padded, inputs, **check)
-    assert torch.autograd.gradgradcheck(padded, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+    orders = {"check_fwd_over_rev": True, "check_rev_over_rev": True, "check_batched_grad": True}
+    assert torch.autograd.gradgradcheck(padded, inputs, **orders)
 
 
 @operators
