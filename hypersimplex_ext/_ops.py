@@ -29,8 +29,10 @@ def register_derivative(name: str, backward: Callable[..., Any], save: Callable[
     torch.library.register_autograd(f"hypersimplex_ext::{name}", backward, setup_context=save, lib=_LIBRARY)
 
 
-# The dispatch keys of memory that kernels read as it is; those of autograd and autocast stand above and do not matter.
-_BELOW_AUTOGRAD = torch._C._after_ADInplaceOrView_keyset.raw_repr()
+# The dispatch keys of memory that kernels read as it is. Those of autograd and autocast do not matter, those of tensors
+# of a transform do: the function that torch.func.vjp returns meets them after the transform.
+_WRAPPED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchGradWrapper).add(torch._C.DispatchKey.FuncTorchBatched)
+_MATTERING = (torch._C._after_ADInplaceOrView_keyset | _WRAPPED).raw_repr()
 _DENSE = {torch._C.DispatchKeySet(key).raw_repr() for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)}
 # What is always in place: without any mode or transform, and in inference mode.
 _ALWAYS = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
@@ -71,7 +73,7 @@ def direct(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE:
         return False
     for t in tensors:  # noqa: SIM110, which takes longer
-        if torch._C._dispatch_keys(t).raw_repr() & _BELOW_AUTOGRAD not in _DENSE:
+        if torch._C._dispatch_keys(t).raw_repr() & _MATTERING not in _DENSE:
             return False
     return True
 

@@ -217,6 +217,13 @@ def test_function_transforms(device):
     for i in range(4):
         for actual, expected in zip(per_row, expected_gradients(x[i], k[i], tau[i]), strict=True):
             assert_close(actual[i], expected, 1e-12)
+    row = x[0], k[0], tau[0]
+    by_vjp = torch.func.vjp(total, *row)[1](torch.ones((), dtype=torch.float64, device=device))
+    for actual, expected in zip(by_vjp, expected_gradients(*row), strict=True):
+        assert_close(actual, expected, 1e-12)
+    tangents = tuple(torch.randn_like(t) for t in row)
+    along = sum((g * t).sum() for g, t in zip(expected_gradients(*row), tangents, strict=True))
+    assert_close(torch.func.jvp(total, row, tangents)[1], along, 1e-12)
     for argument in range(3):
         by_columns = torch.func.jacfwd(soft_binary_argmax, argnums=argument)(x[0], k[0], tau[0])
         by_rows = torch.func.jacrev(soft_binary_argmax, argnums=argument)(x[0], k[0], tau[0])
