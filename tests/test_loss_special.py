@@ -168,6 +168,14 @@ def test_shapes_first_met_in_inference_mode_train(device):
         assert leaf.grad.any()
 
 
+def test_targets_first_met_without_gradients_have_one(device):
+    x, target = make((21, 4), "soft", device)
+    target.requires_grad_()
+    with torch.no_grad():
+        hypersimplex_loss(x, target)
+    assert torch.autograd.grad(hypersimplex_loss(x, target), target)[0].any()
+
+
 def test_equal_to_the_snippet_in_the_documentation(device):
     x, target = make((60, 6), "index", device)
     t = one_hot(target, 6).to(x.dtype)
