@@ -2,7 +2,7 @@
 // (0 is null), shapes and strides (in elements) as 4-tuples. The submodules `cpu` and `cuda` hold the same functions
 // with the same leading arguments; a cpu function ends in `threads`, a cuda function in `stream, allocate`, where
 // allocate(bytes) returns the address of device memory for this call's workspace. The loss is an object, LossCall,
-// which holds what is the same in every call of one signature.
+// which holds what is the same in every call of one signature, and takes tensors as they are, None for null.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,6 +16,30 @@
 #endif
 
 namespace py = pybind11;
+
+namespace hypersimplex {
+// The address of a tensor, null for None.
+struct Data {
+  void* address = nullptr;
+  template <class T>
+  operator T*() const {
+    return static_cast<T*>(address);
+  }
+};
+}  // namespace hypersimplex
+
+template <>
+struct pybind11::detail::type_caster<hypersimplex::Data> {
+  PYBIND11_TYPE_CASTER(hypersimplex::Data, const_name("Tensor | None"));
+  bool load(handle source, bool) {
+    if (source.is_none()) return true;
+    static PyObject* const method = PyUnicode_InternFromString("data_ptr");
+    object address = reinterpret_steal<object>(PyObject_CallMethodNoArgs(source.ptr(), method));
+    if (!address) throw error_already_set();
+    value.address = PyLong_AsVoidPtr(address.ptr());
+    return true;
+  }
+};
 
 namespace hypersimplex {
 namespace {
@@ -145,22 +169,22 @@ void define_jvp(py::module_& m) {
   });
 }
 
-// The loss for one signature, so that a call converts addresses alone: all of LossArgs but these is kept.
+// The loss for one signature: all of LossArgs that is the same in every call.
+using LossTensors = std::array<Data, 7>;  // x, state, target, k_values, tau_values, weight, sample_weight
 template <class Backend>
 struct LossCall {
   LossArgs args;
   Strides grad_strides;
 
-  LossArgs at(Address x, Address target, Address k_values, Address tau_values, Address weight, Address sample_weight,
-              Address state) const {
+  LossArgs at(const LossTensors& tensors) const {
     LossArgs placed = args;
-    placed.x = pointer<const void>(x);
-    placed.target = pointer<const void>(target);
-    placed.k.values = pointer<const double>(k_values);
-    placed.tau.values = pointer<const double>(tau_values);
-    placed.weight = pointer<const double>(weight);
-    placed.sample_weight = pointer<const double>(sample_weight);
-    placed.state = pointer<double>(state);
+    placed.x = tensors[0];
+    placed.state = tensors[1];
+    placed.target = tensors[2];
+    placed.k.values = tensors[3];
+    placed.tau.values = tensors[4];
+    placed.weight = tensors[5];
+    placed.sample_weight = tensors[6];
     return placed;
   }
 };
@@ -178,17 +202,10 @@ void define_loss(py::module_& m) {
                      nullptr, ignore_index, label_smoothing, LossKind(kind), Reduction(reduction), nullptr},
                     strides_of(grad_strides)};
       }))
-      .def("forward",
-           [](const Call& call, Address x, Address target, Address k_values, Address tau_values, Address weight,
-              Address sample_weight, Address state, Address loss, Tail... tail) {
-             Backend::loss_forward(call.at(x, target, k_values, tau_values, weight, sample_weight, state),
-                                   pointer<void>(loss), tail...);
-           })
-      .def("backward", [](const Call& call, Address x, Address target, Address k_values, Address tau_values,
-                          Address weight, Address sample_weight, Address state, Address grad_output, Address grad,
-                          Tail... tail) {
-        Backend::loss_backward(call.at(x, target, k_values, tau_values, weight, sample_weight, state),
-                               {pointer<const void>(grad_output), pointer<void>(grad), call.grad_strides}, tail...);
+      .def("forward", [](const Call& call, const LossTensors& tensors, Data loss,
+                         Tail... tail) { Backend::loss_forward(call.at(tensors), loss, tail...); })
+      .def("backward", [](const Call& call, const LossTensors& tensors, Data grad_output, Data grad, Tail... tail) {
+        Backend::loss_backward(call.at(tensors), {grad_output, grad, call.grad_strides}, tail...);
       });
 }
 

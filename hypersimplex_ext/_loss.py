@@ -46,6 +46,11 @@ class Arguments(NamedTuple):
     kind: int
     reduction: int
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them."""
+        return self[:_TENSORS]  # type: ignore[return-value]
+
 
 _TENSORS = 5  # of the arguments
 
@@ -58,13 +63,29 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
     traced = tracing()
     if not _fusible(x, arguments) or (transforming() and not traced):
         return _composed(x, arguments)
-    if not traced and x.requires_grad and torch.is_grad_enabled():
-        states: list[Tensor] = []
-        value = _apply_fused(x, arguments, states)
-        (state,) = states
-    else:
-        value, state = _ops.loss_forward(x, *arguments)
+    call = fused_call(x, arguments)
+    if call is not None:
+        target, *others = arguments.tensors
+        return fused(x, call, target, *map(_ops.contiguous, others))
+    value, state = _ops.loss_forward(x, *arguments)
     return value, lambda: _statistics(state)
+
+
+def fused_call(x: Tensor, arguments: Arguments) -> _ops.LossCall | None:
+    """What to give `fused` in place of `loss`, where it serves."""
+    if not _fusible(x, arguments) or transforming() or x.numel() == 0:
+        return None
+    if not _ops.direct(x, *[t for t in arguments.tensors if t is not None]):
+        return None
+    return _ops.loss_call(x, arguments.target, arguments[_TENSORS:])
+
+
+def _fusible(x: Tensor, arguments: Arguments) -> bool:
+    if arguments.reduction == NONE or not has_kernels(x.device):
+        return False
+    if torch.is_grad_enabled():
+        return not any(t is not None and t.requires_grad for t in arguments.tensors)
+    return True
 
 
 def _statistics(state: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,33 +93,33 @@ def _statistics(state: Tensor) -> tuple[Tensor, Tensor]:
     return state[:classes] + state[classes : 2 * classes], state[3 * classes : 4 * classes]
 
 
-def _fusible(x: Tensor, arguments: Arguments) -> bool:
-    if arguments.reduction == NONE or not has_kernels(x.device):
-        return False
-    if torch.is_grad_enabled():
-        for t in arguments[:_TENSORS]:
-            if t is not None and t.requires_grad:  # type: ignore[union-attr]
-                return False
-    return True
+def fused(x: Tensor, call: _ops.LossCall, *arguments: Tensor | None) -> tuple[Tensor, Statistics]:
+    """`loss` where nothing comes before the kernels, of the tensors among its arguments."""
+    state = torch.empty_like(call.state)
+    tensors = (x, state, *arguments)
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    value = _apply_fused(x, tensors, call) if recorded else call.forward(tensors)
+    return value, lambda: _statistics(state)
 
 
 class _FusedLoss(Function):
-    """The loss, which leaves its state in a list: a second output would cost as much as a small batch."""
+    """The loss of the tensors of a call, of which the first is given twice, for autograd to see."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, arguments: Arguments, states: list[Tensor]) -> Tensor:
-        value: Tensor
-        value, state = _ops.loss_forward(x, *arguments)
-        states.append(state)
-        ctx.save_for_backward(x, state, *arguments[:_TENSORS])
-        ctx.numbers = arguments[_TENSORS:]
-        return value
+    def forward(ctx: Any, x: Tensor, tensors: _ops.LossTensors, call: _ops.LossCall) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.call = call
+        return call.forward(tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, state, *tensors = ctx.saved_tensors
-        # The registered derivative serves where this is differentiated again.
-        return _ops.loss_backward(grad, state, x, *tensors, *ctx.numbers), None, None
+        tensors, call = ctx.saved_tensors, ctx.call
+        x, target = tensors[0], tensors[2]
+        if torch.is_grad_enabled() or not _ops.direct(grad, x) or (x.stride(), target.stride()) != call.strides:
+            # To be differentiated again, or saved by hooks that gave back something else.
+            x, state, *others = tensors
+            return _ops.loss_backward(grad, state, x, *others, *call.settings), None, None
+        return call.backward(grad, tensors), None, None
 
 
 # Without the look at transforms that Function.apply takes first: here there are none.

@@ -29,8 +29,10 @@ def register_derivative(name: str, backward: Callable[..., Any], save: Callable[
     torch.library.register_autograd(f"hypersimplex_ext::{name}", backward, setup_context=save, lib=_LIBRARY)
 
 
-# The dispatch keys of memory that kernels read as it is; those of autograd and autocast stand above and do not matter.
-_BELOW_AUTOGRAD = torch._C._after_ADInplaceOrView_keyset.raw_repr()
+# The dispatch keys of memory that kernels read as it is. Those of autograd and autocast do not matter, those of tensors
+# of a transform do: the function that torch.func.vjp returns meets them after the transform.
+_WRAPPED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchGradWrapper).add(torch._C.DispatchKey.FuncTorchBatched)
+_MATTERING = (torch._C._after_ADInplaceOrView_keyset | _WRAPPED).raw_repr()
 _DENSE = {torch._C.DispatchKeySet(key).raw_repr() for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)}
 # What is always in place: without any mode or transform, and in inference mode.
 _ALWAYS = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
@@ -56,26 +58,23 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            if torch.compiler.is_compiling() or not _plain(arguments[:tensors]):
-                return overload(*arguments)
-            return function(*arguments)
+            given = [a for a in arguments[:tensors] if type(a) not in _NUMBERS and isinstance(a, Tensor)]
+            if direct(*given) and not (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
+                return function(*arguments)
+            return overload(*arguments)
 
         return call
 
     return register
 
 
-def _plain(arguments: tuple[Any, ...]) -> bool:
-    """Whether nothing comes before the kernels: no mode, transform, subclass, lazily negated tensor or gradient."""
-    if torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE:
+def direct(*tensors: Tensor) -> bool:
+    """Whether nothing but autograd comes before the kernels: no tracing, mode, transform, subclass or lazy negation."""
+    if torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE:
         return False
-    recorded = torch.is_grad_enabled()
-    for argument in arguments:
-        if type(argument) not in _NUMBERS and isinstance(argument, Tensor):
-            if torch._C._dispatch_keys(argument).raw_repr() & _BELOW_AUTOGRAD not in _DENSE:
-                return False
-            if recorded and argument.requires_grad:
-                return False
+    for t in tensors:  # noqa: SIM110, which takes longer
+        if torch._C._dispatch_keys(t).raw_repr() & _MATTERING not in _DENSE:
+            return False
     return True
 
 
@@ -120,7 +119,7 @@ def threshold(
         temperature = tau if tau_values is None else tau_values
         state.copy_(reference.threshold(x, k if k_values is None else k_values, temperature, dim))
         return y.copy_(reference.evaluate(x, state, temperature, dim)), state
-    k_values, tau_values = _contiguous(k_values), _contiguous(tau_values)
+    k_values, tau_values = contiguous(k_values), contiguous(tau_values)
     backend.call(
         backend.kernels.threshold,
         x.device,
@@ -186,7 +185,7 @@ def _multiply(
     v = v.to(x.dtype)
     if layout.strides(v) is None:
         v = v.contiguous()
-    state, tau_values = state.contiguous(), _contiguous(tau_values)
+    state, tau_values = state.contiguous(), contiguous(tau_values)
     backend.call(
         backend.kernels.jvp,
         x.device,
@@ -213,16 +212,12 @@ def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
 @_operator(f"loss_forward({_LOSS_ARGUMENTS}) -> (Tensor loss, Tensor state)", _loss_forward_fake)
 def loss_forward(x: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The loss, and what its backward needs: `LOSS_STATE_ROWS` rows [C], then the scale."""
-    tensors, settings = arguments[:4], arguments[4:]
-    x, target, call = _loss_call(x, target, settings)
-    check_values("k", tensors[0], call.samples)
-    check_values("tau", tensors[1])
     loss, state = _loss_forward_fake(x)
     if x.numel() == 0:
         state.zero_()[: len(state) // LOSS_STATE_ROWS] = math.inf
-        return loss.fill_(math.nan if settings[-1] == 0 else 0.0), state
-    call(call.kernels.forward, x, target, tensors, state.data_ptr(), loss.data_ptr())
-    return loss, state
+        return loss.fill_(math.nan if arguments[-1] == 0 else 0.0), state
+    call, tensors = _placed(x, state, target, *arguments)
+    return call.forward(tensors), state
 
 
 def _loss_backward_fake(grad: Tensor, state: Tensor, x: Tensor, *_arguments: object) -> Tensor:
@@ -232,53 +227,74 @@ def _loss_backward_fake(grad: Tensor, state: Tensor, x: Tensor, *_arguments: obj
 @_operator(f"loss_backward(Tensor grad, Tensor state, {_LOSS_ARGUMENTS}) -> Tensor", _loss_backward_fake)
 def loss_backward(grad: Tensor, state: Tensor, x: Tensor, target: Tensor, *arguments: Any) -> Tensor:
     """The gradient of the loss in `x`."""
-    tensors, settings = arguments[:4], arguments[4:]
-    x, target, call = _loss_call(x, target, settings)
-    out = torch.empty_like(x, memory_format=call.grad_format)
-    if x.numel():
-        grad, state = grad if grad.dtype == x.dtype else grad.to(x.dtype), state.contiguous()
-        call(call.kernels.backward, x, target, tensors, state.data_ptr(), grad.data_ptr(), out.data_ptr())
-    return out
+    if x.numel() == 0:
+        return _loss_backward_fake(grad, state, x)
+    call, tensors = _placed(x, state.contiguous(), target, *arguments)
+    return call.backward(grad.to(x.dtype), tensors)
 
 
-class _LossCall(NamedTuple):
+def _placed(x: Tensor, state: Tensor, target: Tensor, *arguments: Any) -> tuple[LossCall, LossTensors]:
+    """The call, and its tensors where it wants them; logits and targets are copied where d... does not collapse."""
+    others, settings = map(contiguous, arguments[:4]), arguments[4:]
+    call = loss_call(x, target, settings)
+    if call is None:
+        x, target = _layout.batch(x, target)
+        call = loss_call(x, target, settings)
+        assert call is not None
+    return call, (x, state, target, *others)
+
+
+def loss_call(x: Tensor, target: Tensor, settings: tuple[Any, ...]) -> LossCall | None:
+    """What calls with this signature share; None where d... does not collapse."""
+    backend = backend_of(x.device)
+    return _loss_calls(backend, x.dtype, x.device, x.shape, x.stride(), target.shape, target.stride(), settings)
+
+
+# x, state, target, k_values, tau_values, weight, sample_weight: x has entries, all behind the target are contiguous.
+LossTensors = tuple[Tensor | None, ...]
+
+
+class LossCall(NamedTuple):
     """What calls of one signature share."""
 
     backend: Backend
     kernels: Any  # LossCall of csrc/bindings.cpp
+    strides: tuple[tuple[int, ...], tuple[int, ...]]  # of logits and targets
     samples: int
+    loss: Tensor  # what the results are like, as torch.empty_like takes half the time of Tensor.new_empty
+    state: Tensor
     grad_format: torch.memory_format
+    settings: tuple[Any, ...]
 
-    def __call__(
-        self, launch: Callable[..., None], x: Tensor, target: Tensor, tensors: tuple[Tensor | None, ...], *results: int
-    ) -> None:
-        kept = [t if t is None else t.contiguous() for t in tensors]
-        addresses = [0 if t is None else t.data_ptr() for t in kept]
-        self.backend.call(launch, x.device, x.data_ptr(), target.data_ptr(), *addresses, *results)
+    def forward(self, tensors: LossTensors) -> Tensor:
+        """The loss; the state is filled."""
+        if tensors[3] is not None:
+            check_values("k", tensors[3], self.samples)
+        if tensors[4] is not None:
+            check_values("tau", tensors[4])
+        loss = torch.empty_like(self.loss)
+        self.backend.call(self.kernels.forward, loss.device, tensors, loss)
+        return loss
 
-
-def _loss_call(x: Tensor, target: Tensor, settings: tuple[Any, ...]) -> tuple[Tensor, Tensor, _LossCall]:
-    """Logits and targets, copied only where d... does not collapse, and the call for their signature."""
-    backend = backend_of(x.device)
-    call = _loss_calls(backend, x.dtype, x.shape, x.stride(), target.shape, target.stride(), *settings)
-    if call is None:
-        x, target = _layout.batch(x, target)
-        call = _loss_calls(backend, x.dtype, x.shape, x.stride(), target.shape, target.stride(), *settings)
-        assert call is not None
-    return x, target, call
+    def backward(self, grad: Tensor, tensors: LossTensors) -> Tensor:
+        """The gradient in `x`."""
+        x: Any = tensors[0]
+        out = torch.empty_like(x, memory_format=self.grad_format)
+        self.backend.call(self.kernels.backward, x.device, tensors, grad, out)
+        return out
 
 
 @functools.lru_cache(maxsize=1024)
 def _loss_calls(
     backend: Backend | None,
     dtype: torch.dtype,
+    device: torch.device,
     shape: torch.Size,
     strides: tuple[int, ...],
     target_shape: torch.Size,
     target_strides: tuple[int, ...],
-    *settings: Any,
-) -> _LossCall | None:
-    """None where d... does not collapse."""
+    settings: tuple[Any, ...],
+) -> LossCall | None:
     assert backend is not None  # without kernels the loss is composed of the operators above
     places = _layout.places(shape, strides, target_shape, target_strides)
     if places.strides is None or places.target_strides is None:
@@ -287,8 +303,15 @@ def _loss_calls(
     grad_format = torch.preserve_format if places.samples.strides(kept) is not None else torch.contiguous_format
     grad_strides = places.samples.strides(torch.empty_like(kept, memory_format=grad_format))
     layout = places.samples.shape, places.strides, places.dense, places.target_strides, grad_strides
-    kernels = backend.kernels.LossCall(DTYPES[dtype], *layout, *settings)
-    return _LossCall(backend, kernels, places.samples.shape[2] * places.samples.shape[3], grad_format)
+    return LossCall(
+        backend,
+        backend.kernels.LossCall(DTYPES[dtype], *layout, *settings),
+        (strides, target_strides),
+        math.prod(places.samples.shape[2:]),
+        *_loss_forward_fake(torch.empty((0, *shape[1:]), dtype=dtype, device=device)),
+        grad_format,
+        settings,
+    )
 
 
 # ---- arguments ----
@@ -300,7 +323,8 @@ def _located(t: Tensor, layout: Vectors | Samples) -> tuple[int, Four]:
     return t.data_ptr(), strides
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """`t`, copied if need be."""
     return None if t is None else t.contiguous()
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _layout, _loss
-from ._autograd import project
+from . import _checks, _layout, _loss, _ops
+from ._autograd import project, transforming
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
@@ -267,39 +267,42 @@ def loss_and_statistics(
 ) -> tuple[Tensor, _loss.Statistics]:
     """`hypersimplex_loss`, and a function that returns the thresholds and the numbers of active entries, [C] each."""
     signature = None
-    plain = type(input) is type(target) is Tensor and not torch.compiler.is_compiling()
-    if plain and weight is sample_weight is None and _autocast(input) is input:
+    plain = type(input) is type(target) is Tensor and weight is sample_weight is None
+    if plain and _ops.direct(input, target) and not transforming() and _autocast(input) is input:
         signature = (
-            *(input.dtype, input.device, input.shape, target.dtype, target.device, target.shape),
-            *(type(k), type(tau), type(ignore_index), type(label_smoothing)),  # first: 1 == 1.0 == True
-            *(k, tau, ignore_index, label_smoothing, kind, reduction),
-        )
+            input.dtype, input.device, input.shape, input.stride(),
+            target.dtype, target.device, target.shape, target.stride(), target.requires_grad,
+            type(k), type(tau), type(ignore_index), type(label_smoothing),  # first: 1 == 1.0 == True
+            k, tau, ignore_index, label_smoothing, kind, reduction,
+        )  # fmt: skip
         try:
-            settings = _known.get(signature)
-        except TypeError:  # sizes that are symbols while tracing cannot be hashed, nor can what is to be refused
-            settings = signature = None
-        if settings is not None:
-            return _loss.loss(input, _loss.Arguments(target, *settings))
+            call = _known.get(signature)
+        except TypeError:  # what cannot be hashed is to be refused
+            call = signature = None
+        if call is not None:
+            return _loss.fused(input, call, target, None, None, None, None)
     logits, arguments = _checked(
         input, target, k, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction
     )
     if signature is not None and logits is input and arguments.target is target:
-        _remember(signature, arguments[1:], (*input.shape, *target.shape))
+        _remember(signature, input, arguments)
     return _loss.loss(logits, arguments)
 
 
-# The settings of calls that passed every check: the next batch is mostly like the last.
-_known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+# The calls that passed every check: the next batch is mostly like the last.
+_known: dict[tuple[Any, ...], _ops.LossCall] = {}
 _KNOWN_AT_MOST = 1024
 
 
-def _remember(signature: tuple[Any, ...], settings: tuple[Any, ...], sizes: tuple[Any, ...]) -> None:
-    """Keep settings unless there are tensors, whose values may change; torch.jit.trace has them as sizes."""
-    if any(isinstance(value, Tensor) for value in (*settings, *sizes)):
+def _remember(signature: tuple[Any, ...], input: Tensor, arguments: _loss.Arguments) -> None:
+    """Keep the call unless there are tensors whose values may change, or a target that is differentiated at times."""
+    call = _loss.fused_call(input, arguments)
+    target, k_values, tau_values, *_ = arguments
+    if call is None or k_values is not None or tau_values is not None or target.requires_grad:
         return
     if len(_known) >= _KNOWN_AT_MOST:
         _known.clear()
-    _known[signature] = settings
+    _known[signature] = call
 
 
 def _checked(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hypersimplex_ext import _backends
+from hypersimplex_ext import _backends, functional
 
 with warnings.catch_warnings():  # PyTorch loads this at the first use of forward mode, and warns about itself
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -32,8 +32,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _start_afresh():
     torch.manual_seed(SEED)
+    functional._known.clear()  # of calls into other kernels
 
 
 def _call_simt(function, device, *arguments):

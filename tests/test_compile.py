@@ -87,23 +87,26 @@ def test_compiled_training(name):
 
 
 def test_batches_of_any_size_compile_once():
+    """A training step of projection and loss."""
     counter = CompileCounterWithBackend("aot_eager")
     loss = HyperSimplexLoss(6)
     layer = torch.nn.Linear(4, 6)
-    step = torch.compile(lambda x, t: loss(layer(x), t), fullgraph=True, dynamic=True, backend=counter)
+    gated = lambda x: layer(x) * soft_binary_argmax(layer(x), 2, 0.7)  # noqa: E731
+    step = torch.compile(lambda x, t: loss(gated(x), t), fullgraph=True, dynamic=True, backend=counter)
     compiled = set()
     for n in range(7, 27):  # not 6, which would be taken for the number of classes
         x, labels = torch.randn(n, 4), torch.arange(n) % 6
         value = step(x, labels)
         value.backward()
         compiled.add(counter.frame_count)
-        assert_close(value.detach(), hypersimplex_loss(layer(x), labels).detach(), 1e-6)
+        assert_close(value.detach(), hypersimplex_loss(gated(x), labels).detach(), 1e-6)
     assert len(compiled) == 1
     assert loss.num_batches_tracked.tolist() == [20] * 6
     assert 0 < loss.active_fraction < 1
 
 
-def test_training_with_inductor():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_training_with_inductor(dynamic):
     """Generated code for the layers around the operators, for batches of two sizes, and the optimizer's step after."""
     torch.manual_seed(0)
     layer, loss = torch.nn.Linear(4, 6), HyperSimplexLoss(6)
@@ -114,7 +117,7 @@ def test_training_with_inductor():
         hidden = layer(x)
         return loss(hidden * soft_binary_argmax(hidden, 2), labels)
 
-    compiled = torch.compile(value, fullgraph=True, dynamic=True)
+    compiled = torch.compile(value, fullgraph=True, dynamic=dynamic)
     for n in (20, 27):
         x, labels = torch.randn(n, 4), torch.arange(n) % 6
         for function, modules in ((compiled, [layer, loss]), (value, twins)):
@@ -160,10 +163,12 @@ def test_lazy_module_compiles():
     assert torch.equal(module.running_threshold, twin.running_threshold)
 
 
+@pytest.mark.parametrize("name", ["loss", "projection"])
 @pytest.mark.parametrize("transform", ["grad", "vjp", "jvp"])
-def test_compiled_derivative_transforms_are_refused(transform):
+def test_compiled_derivative_transforms_are_refused(transform, name):
+    value = lambda v: FUNCTIONS[name](v, None, None).sum()  # noqa: E731
+
     def function(x):
-        value = lambda v: hypersimplex_loss(v, LABELS)  # noqa: E731
         if transform == "grad":
             return torch.func.grad(value)(x)
         if transform == "vjp":
@@ -176,8 +181,8 @@ def test_compiled_derivative_transforms_are_refused(transform):
     torch._dynamo.reset()
     assert_close(torch.compile(function, backend="aot_eager")(x), function(x), 1e-6)  # falls back to eager
     torch._dynamo.reset()
-    inside = torch.compile(lambda v: hypersimplex_loss(v, LABELS), backend="aot_eager")
-    assert_close(torch.func.grad(inside)(x), torch.func.grad(lambda v: hypersimplex_loss(v, LABELS))(x), 1e-6)
+    inside = torch.compile(value, backend="aot_eager")
+    assert_close(torch.func.grad(inside)(x), torch.func.grad(value)(x), 1e-6)
 
 
 def test_compiled_vmap():

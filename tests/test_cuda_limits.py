@@ -80,9 +80,7 @@ def differentiate(x, target, state, grad, settings):
     backend, places = _backends.BACKENDS["cpu"], _layout.places(x.shape, x.stride(), target.shape, target.stride())
     layout = places.samples.shape, places.strides, places.dense, places.target_strides, places.samples.strides(grad)
     call = backend.kernels.LossCall(_ops.DTYPES[x.dtype], *layout, *settings)
-    one = x.new_ones(())
-    results = state.data_ptr(), one.data_ptr(), grad.data_ptr()
-    backend.call(call.backward, x.device, x.data_ptr(), target.data_ptr(), 0, 0, 0, 0, *results)
+    backend.call(call.backward, x.device, (x, state, target, None, None, None, None), x.new_ones(()), grad)
 
 
 @linux

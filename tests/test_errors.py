@@ -157,7 +157,7 @@ def test_what_passed_once_is_told_from_what_must_not():
             hypersimplex_loss(X, LABELS[:4])
 
 
-def test_what_is_remembered_is_bounded_and_holds_no_tensors(monkeypatch):
+def test_what_is_remembered_is_bounded_and_holds_nothing_of_the_user(monkeypatch):
     monkeypatch.setattr(functional, "_known", known := {})
     monkeypatch.setattr(functional, "_KNOWN_AT_MOST", 3)
     for n in range(1, 9):
@@ -166,7 +166,7 @@ def test_what_is_remembered_is_bounded_and_holds_no_tensors(monkeypatch):
         hypersimplex_loss(x, torch.zeros(n, dtype=torch.long), torch.ones(3))
         hypersimplex_loss(x, torch.zeros(n, dtype=torch.long), tau=torch.ones(3), weight=torch.ones(3))
         assert 1 <= len(known) <= 3
-    assert not any(isinstance(v, torch.Tensor) for key, settings in known.items() for v in (*key, *settings))
+    assert not any(isinstance(v, torch.Tensor) for key, call in known.items() for v in (*key, *call.settings))
     x = torch.randn(4, 3, dtype=torch.bfloat16)
     labels = torch.zeros(4, dtype=torch.long)
     for _ in range(2):

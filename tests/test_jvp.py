@@ -170,7 +170,7 @@ def test_only_what_is_asked_for(device, wanted):
         assert_close(actual, everything[name], 1e-6)
 
 
-# ---- by finite differences, and to higher order ----
+# ---- to higher order; by finite differences in test_derivatives.py ----
 
 
 def smooth_inputs(shape, dim, device):
@@ -182,25 +182,6 @@ def smooth_inputs(shape, dim, device):
         k, tau = n * (0.1 + 0.8 * torch.rand(rest).double()), 0.5 + torch.rand(rest).double()
         if clear_of_kinks(x, k, tau, dim, margin=1e-3).all():
             return tuple(t.to(device).requires_grad_() for t in (x, k, tau))
-
-
-@pytest.mark.parametrize(("shape", "dim"), [((3, 7), 1), ((7, 3), 0), ((2, 5, 3), 1)])
-def test_gradcheck(device, shape, dim):
-    inputs = smooth_inputs(shape, dim, device)
-    function = lambda x, k, tau: soft_binary_argmax(x, k, tau, dim=dim)  # noqa: E731
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
-    mask = torch.rand(shape, device=device) < 0.8
-    masked = lambda x, tau: soft_binary_argmax(x, 1, tau, dim=dim, mask=mask)  # noqa: E731
-    assert torch.autograd.gradcheck(masked, (inputs[0], inputs[2]))
-
-
-def test_forward_mode_with_numbers_for_k_and_tau(device):
-    x, *_ = smooth_inputs((3, 7), 1, device)
-    mask = torch.arange(7, device=device) != 2
-    function = lambda x: soft_binary_argmax(x, 2, 0.7, mask=mask)  # noqa: E731
-    assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, (x,), check_fwd_over_rev=True)
 
 
 def test_second_derivative_uses_the_same_product(device):
@@ -236,6 +217,13 @@ def test_function_transforms(device):
     for i in range(4):
         for actual, expected in zip(per_row, expected_gradients(x[i], k[i], tau[i]), strict=True):
             assert_close(actual[i], expected, 1e-12)
+    row = x[0], k[0], tau[0]
+    by_vjp = torch.func.vjp(total, *row)[1](torch.ones((), dtype=torch.float64, device=device))
+    for actual, expected in zip(by_vjp, expected_gradients(*row), strict=True):
+        assert_close(actual, expected, 1e-12)
+    tangents = tuple(torch.randn_like(t) for t in row)
+    along = sum((g * t).sum() for g, t in zip(expected_gradients(*row), tangents, strict=True))
+    assert_close(torch.func.jvp(total, row, tangents)[1], along, 1e-12)
     for argument in range(3):
         by_columns = torch.func.jacfwd(soft_binary_argmax, argnums=argument)(x[0], k[0], tau[0])
         by_rows = torch.func.jacrev(soft_binary_argmax, argnums=argument)(x[0], k[0], tau[0])

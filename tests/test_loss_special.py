@@ -155,6 +155,27 @@ def test_modes_without_gradients(device):
         assert torch.equal(value, expected)
 
 
+def test_shapes_first_met_in_inference_mode_train(device):
+    x, target = make((21, 4), "index", device)
+    with torch.inference_mode():
+        expected = hypersimplex_loss(x, target)
+    for _ in range(2):
+        leaf = x.clone().requires_grad_()
+        value = hypersimplex_loss(leaf, target)
+        assert torch.equal(value, expected)
+        assert not value.is_inference()
+        value.backward()
+        assert leaf.grad.any()
+
+
+def test_targets_first_met_without_gradients_have_one(device):
+    x, target = make((21, 4), "soft", device)
+    target.requires_grad_()
+    with torch.no_grad():
+        hypersimplex_loss(x, target)
+    assert torch.autograd.grad(hypersimplex_loss(x, target), target)[0].any()
+
+
 def test_equal_to_the_snippet_in_the_documentation(device):
     x, target = make((60, 6), "index", device)
     t = one_hot(target, 6).to(x.dtype)

@@ -84,17 +84,6 @@ def test_special_values(device, row):
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6, equal_nan=True)
 
 
-def test_derivatives():
-    x = 2 * torch.randn(3, 7).double().requires_grad_()
-    k, tau = torch.tensor([1.3, 2.0, 4.4]).double(), torch.tensor([0.6, 1.1, 0.8]).double().requires_grad_()
-    assert clear_of_kinks(x.detach(), k, tau.detach(), margin=1e-4).all()
-    function = lambda x, tau: pav(x, k, tau)  # noqa: E731
-    check = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
-    leaves = [t.detach().requires_grad_() for t in (x, tau)]
-    assert torch.autograd.gradcheck(function, leaves, **check)
-    assert torch.autograd.gradgradcheck(function, leaves)
-
-
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
 def test_no_elements(device, shape):
     y, t = pav(torch.empty(shape, device=device), 0, return_threshold=True)

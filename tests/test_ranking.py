@@ -188,21 +188,29 @@ OF_SEVERAL = {
         for name in OPERATORS
         if name not in ("weighted", "permutahedron")
     },
+    "rank down l2": lambda x, w, tau: soft_rank(x, "l2", EPSILON, 1, descending=True),
+    "sort down l2": lambda x, w, tau: soft_sort(x, "l2", EPSILON, 1, descending=True),
     "weights": lambda x, w, tau: isotonic_regression(x, w, dim=1),
+    "weights, decreasing": lambda x, w, tau: isotonic_regression(x, w, dim=1, increasing=False, lower=-0.5, upper=0.5),
     "w and tau": lambda x, w, tau: project_permutahedron(x, w, tau, 1),
 }
+
+
+def count_of_tensors(name):
+    """How many of its arguments an operator of `OF_SEVERAL` takes."""
+    return 3 if name == "w and tau" else 2 if "weights" in name else 1
 
 
 @pytest.mark.parametrize("name", OF_SEVERAL)
 def test_derivatives(name):
     function = OF_SEVERAL[name]
     inputs = [torch.randn(2, 7, 2), 0.1 + torch.rand(2, 7, 2), 0.5 + torch.rand(2, 2)]
-    inputs = [t.double().requires_grad_() for t in inputs[: 3 if name in ("weights", "w and tau") else 1]]
+    inputs = [t.double().requires_grad_() for t in inputs[: count_of_tensors(name)]]
     padded = lambda *inputs: function(*inputs, *(None,) * (3 - len(inputs)))  # noqa: E731
     check = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
-    inputs = inputs[:2] if name == "weights" else inputs
     assert torch.autograd.gradcheck(padded, inputs, **check)
-    assert torch.autograd.gradgradcheck(padded, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+    orders = {"check_fwd_over_rev": True, "check_rev_over_rev": True, "check_batched_grad": True}
+    assert torch.autograd.gradgradcheck(padded, inputs, **orders)
 
 
 @operators
@@ -218,6 +226,37 @@ def test_transforms(name):
     leaf = x.clone().requires_grad_()
     (function(leaf, 1) ** 2).sum().backward()
     assert_close(per_sample, leaf.grad, 1e-12)
+
+
+@pytest.mark.parametrize("name", OF_SEVERAL)
+def test_transforms_of_every_argument(name):
+    """grad, vjp, jvp and hessian against autograd; vmap over each argument, over all, and nested."""
+    arguments = [torch.randn(2, 7, 3), 0.1 + torch.rand(2, 7, 3), 0.5 + torch.rand(2, 3)]
+    arguments = [t.double() for t in arguments[: count_of_tensors(name)]]
+    function = lambda *tensors: OF_SEVERAL[name](*tensors, *(None,) * (3 - len(tensors)))  # noqa: E731
+    v, every = torch.randn(2, 7, 3).double(), tuple(range(len(arguments)))
+    total = lambda *tensors: (v * function(*tensors) ** 2).sum()  # noqa: E731
+    leaves = [t.clone().requires_grad_() for t in arguments]
+    expected = torch.autograd.grad(total(*leaves), leaves)
+    tangents = tuple(torch.randn_like(t) for t in arguments)
+    along = sum((g * t).sum() for g, t in zip(expected, tangents, strict=True))
+    assert_close(torch.func.jvp(total, tuple(arguments), tangents)[1], along, 1e-11)
+    by_vjp = torch.func.vjp(total, *arguments)[1](torch.ones(()).double())
+    for due, *found in zip(expected, torch.func.grad(total, every)(*arguments), by_vjp, strict=True):
+        for gradient in found:
+            assert_close(gradient, due, 1e-12)
+    plain = torch.autograd.functional.hessian(total, tuple(arguments))
+    for row, due in zip(torch.func.hessian(total, every)(*arguments), plain, strict=True):
+        for block, wanted in zip(row, due, strict=True):
+            assert (block - wanted).abs().max() <= 1e-10 * max(1, float(wanted.abs().max()))
+    several = [torch.stack([t, t.flip(0), t.roll(1, -1)]) for t in arguments]
+    for batched in ({i} for i in every):
+        in_dims = tuple(0 if i in batched else None for i in every)
+        found = torch.func.vmap(function, in_dims)(*(several[i] if i in batched else arguments[i] for i in every))
+        wanted = [function(*(several[i][j] if i in batched else arguments[i] for i in every)) for j in range(3)]
+        assert_close(found, torch.stack(wanted), 1e-12)
+    nested = torch.func.vmap(torch.func.vmap(lambda *rows: function(*(t.unsqueeze(0) for t in rows))[0]))(*several)
+    assert_close(nested, torch.stack([function(*(t[j] for t in several)) for j in range(3)]), 1e-12)
 
 
 # ---- against other packages ----

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hypersimplex_ext import isotonic_regression, soft_rank, soft_sort, sort
+from hypersimplex_ext import isotonic_regression, project_permutahedron, soft_rank, soft_sort, sort
 
 from .cases import assert_close
 from .test_ranking import OPERATORS, operators
@@ -30,6 +30,32 @@ def test_operators_are_registered_rightly(name):
         torch.library.opcheck(function, arguments)
 
 
+WHOLE = {  # operator -> what it takes between the vectors and the dimension
+    "sorted": [(True,), (False,)],
+    "regression": [("weight", True), (None, False)],
+    "soft_rank": [("weight", 0.7, False), (None, 0.7, False), (None, -0.7, True)],
+    "soft_sort": [(1.5, 1.0, False), (1.5, -1.0, True)],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_operators_are_registered_rightly(name):
+    for x in (torch.randn(2, 6, 3), torch.randn(3, 6, 2).permute(2, 1, 0), torch.randn(2, 6, 3).bfloat16()):
+        for options in WHOLE[name]:
+            weight = torch.rand(2, 6, 3).to(x.dtype).sort(1, descending=True).values.add(0.5).requires_grad_()
+            options = [weight if option == "weight" else option for option in options]
+            operator = getattr(torch.ops.hypersimplex_ext, name).default
+            torch.library.opcheck(operator, (x.clone().requires_grad_(), *options, 1))
+
+
+def test_no_operator_is_left_out():
+    """Of these checks, here, in test_compile.py and in test_pav.py."""
+    checked = {"threshold", "threshold_pav", "jvp", "vjp", "loss_forward", "loss_backward", *WHOLE}
+    checked |= {"sort", "isotonic", "block_product"}
+    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    assert {name for namespace, _, name in names if namespace == "hypersimplex_ext"} == checked
+
+
 def compiled_quietly(test):
     """PyTorch warns about itself when it compiles."""
     for about in ("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning"):
@@ -49,6 +75,27 @@ def test_compiled_training(name):
         results.append((y.detach(), *torch.autograd.grad((y**2).sum(), leaf)))
     for compiled, eager in zip(*results, strict=True):
         assert_close(compiled, eager, 1e-6)
+
+
+@compiled_quietly
+def test_training_with_inductor():
+    """Generated code around the operators, all in one step."""
+    torch._dynamo.reset()
+
+    def value(x, w, tau):
+        parts = soft_rank(2 * x, "kl"), soft_sort(2 * x), isotonic_regression(x, w, dim=0)
+        return sum((part**2).mean() for part in (*parts, project_permutahedron(x, w, tau)))
+
+    compiled = torch.compile(value, fullgraph=True, dynamic=True)
+    for n in (8, 13):
+        results = []
+        for function in (value, compiled):
+            torch.manual_seed(n)
+            leaves = [t.requires_grad_() for t in (torch.randn(n, 40), 0.5 + torch.rand(n, 40), torch.tensor(0.7))]
+            total = function(*leaves)
+            results.append((total.detach(), *torch.autograd.grad(total, leaves)))
+        for eager, by_inductor in zip(*results, strict=True):
+            assert_close(by_inductor, eager, 1e-5)
 
 
 COMPILED = {"regression": isotonic_regression, "sort": soft_sort, "rank": soft_rank}
@@ -112,7 +159,12 @@ def test_compiled_vmap(name):
 def test_compiled_derivative_transforms_are_refused(name):
     torch._dynamo.reset()
     x, function = torch.randn(4, 9), lambda x: (COMPILED[name](x) ** 2).sum()
-    for transform in (lambda x: torch.func.grad(function)(x), lambda x: torch.func.jvp(function, (x,), (x,))[1]):
+    transforms = (
+        lambda x: torch.func.grad(function)(x),
+        lambda x: torch.func.vjp(function, x)[1](torch.ones(()))[0],
+        lambda x: torch.func.jvp(function, (x,), (x,))[1],
+    )
+    for transform in transforms:
         with pytest.raises(torch._dynamo.exc.Unsupported, match="would miss the derivatives of hypersimplex_ext"):
             torch.compile(transform, fullgraph=True, backend="eager")(x)
 

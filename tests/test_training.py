@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax, soft_rank
 from hypersimplex_ext.nn import HyperSimplexLoss, SoftBinaryArgmax
 
 from .cases import all_types, assert_close, half_types
@@ -261,7 +261,7 @@ def test_two_python_threads(device):
     def work(x):
         leaf = x.clone().requires_grad_()
         y = soft_binary_argmax(leaf, 5)
-        value = hypersimplex_loss(leaf, labels) + (y * y).sum()
+        value = hypersimplex_loss(leaf, labels) + (y * y).sum() + (soft_rank(leaf, dim=0) ** 2).sum()
         return y.detach(), torch.autograd.grad(value, leaf)[0]
 
     expected = [work(x) for x in inputs]
@@ -302,7 +302,8 @@ def test_a_forked_child_does_not_wait_for_the_threads_of_its_parent():
         def work():
             leaf = x.clone().requires_grad_()
             value = hypersimplex_loss(leaf[:, :50], labels)
-            return torch.autograd.grad((value, soft_binary_argmax(leaf, 5)), leaf, (torch.ones(()), v))[0]
+            results = value, soft_binary_argmax(leaf, 5), soft_rank(leaf)
+            return torch.autograd.grad(results, leaf, (torch.ones(()), v, v))[0]
         expected = work()
         child = os.fork()
         if child == 0:

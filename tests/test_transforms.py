@@ -1,6 +1,6 @@
 """The operators under torch.func, in forward mode and to second order, against plain autograd and closed forms.
 
-The projection itself is checked by finite differences in test_jvp.py, the loss in test_loss.py.
+By finite differences they are checked in test_derivatives.py.
 """
 
 import pytest
