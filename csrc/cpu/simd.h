@@ -50,19 +50,37 @@ static inline void store_vector(const Vector<T>& v, T* to) {
   memcpy(to, &v, sizeof v);
 }
 
+// A comparison gives a mask, which says for every lane whether it holds.
 #ifdef __AVX512F__
-// What a comparison gives, and what may be done where it holds.
 using FloatMask = __mmask16;
 using DoubleMask = __mmask8;
 
 static inline FloatMask greater(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline DoubleMask greater(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+static inline FloatMask equal(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static inline DoubleMask equal(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+static inline FloatMask equal(Counts<float> a, Counts<float> b) {
+  return _mm512_cmpeq_epi32_mask(__m512i(a), __m512i(b));
+}
+static inline DoubleMask equal(Counts<double> a, Counts<double> b) {
+  return _mm512_cmpeq_epi64_mask(__m512i(a), __m512i(b));
+}
+static inline FloatMask greater(Counts<float> a, Counts<float> b) {
+  return _mm512_cmpgt_epi32_mask(__m512i(a), __m512i(b));
+}
+static inline DoubleMask greater(Counts<double> a, Counts<double> b) {
+  return _mm512_cmpgt_epi64_mask(__m512i(a), __m512i(b));
+}
 static inline FloatMask both_greater(FloatMask m, Vector<float> a, Vector<float> b) {
   return _mm512_mask_cmp_ps_mask(m, a, b, _CMP_GT_OQ);
 }
 static inline DoubleMask both_greater(DoubleMask m, Vector<double> a, Vector<double> b) {
   return _mm512_mask_cmp_pd_mask(m, a, b, _CMP_GT_OQ);
 }
+static inline FloatMask without(FloatMask a, FloatMask b) { return _kandn_mask16(b, a); }
+static inline DoubleMask without(DoubleMask a, DoubleMask b) { return _kandn_mask8(b, a); }
+static inline bool any(FloatMask m) { return m != 0; }
+static inline bool any(DoubleMask m) { return m != 0; }
 static inline Counts<float> counted(FloatMask m, Counts<float> c) {
   return Counts<float>(_mm512_mask_add_epi32(__m512i(c), m, __m512i(c), _mm512_set1_epi32(1)));
 }
@@ -77,14 +95,52 @@ static inline Vector<double> added(DoubleMask m, Vector<double> sum, Vector<doub
 }
 static inline Vector<float> where(FloatMask m, Vector<float> v) { return _mm512_maskz_mov_ps(m, v); }
 static inline Vector<double> where(DoubleMask m, Vector<double> v) { return _mm512_maskz_mov_pd(m, v); }
+static inline Vector<float> either(FloatMask m, Vector<float> v, Vector<float> w) {
+  return _mm512_mask_blend_ps(m, w, v);
+}
+static inline Vector<double> either(DoubleMask m, Vector<double> v, Vector<double> w) {
+  return _mm512_mask_blend_pd(m, w, v);
+}
+static inline Counts<float> either(FloatMask m, Counts<float> v, Counts<float> w) {
+  return Counts<float>(_mm512_mask_blend_epi32(m, __m512i(w), __m512i(v)));
+}
+static inline Counts<double> either(DoubleMask m, Counts<double> v, Counts<double> w) {
+  return Counts<double>(_mm512_mask_blend_epi64(m, __m512i(w), __m512i(v)));
+}
+
+// Four chunks of 16 bytes that lie `pitch` entries apart.
+template <class T>
+static inline Vector<T> load_four(const T* from, int64_t pitch) {
+  auto chunk = [&](int c) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c * pitch)); };
+  __m512i v = _mm512_castsi128_si512(chunk(0));
+  v = _mm512_inserti32x4(v, chunk(1), 1);
+  v = _mm512_inserti32x4(v, chunk(2), 2);
+  v = _mm512_inserti32x4(v, chunk(3), 3);
+  return Vector<T>(v);
+}
 #else
 template <class V>
 static inline auto greater(V a, V b) {
   return a > b;
 }
+template <class V>
+static inline auto equal(V a, V b) {
+  return a == b;
+}
 template <class M, class V>
 static inline M both_greater(M m, V a, V b) {
   return m & (a > b);
+}
+template <class M>
+static inline M without(M a, M b) {
+  return a & ~b;
+}
+template <class M>
+static inline bool any(M m) {
+  decltype(m[0] + 0) lanes[sizeof m / sizeof m[0]], found = 0;
+  memcpy(lanes, &m, sizeof m);
+  for (auto lane : lanes) found |= lane;
+  return found != 0;
 }
 template <class M>
 static inline M counted(M m, M c) {
@@ -98,7 +154,13 @@ template <class M, class V>
 static inline V added(M m, V sum, V v) {
   return sum + where(m, v);
 }
+template <class M, class V>
+static inline V either(M m, V v, V w) {
+  return m ? v : w;
+}
 #endif
+template <class T>
+using Mask = decltype(greater(Vector<T>{}, Vector<T>{}));
 
 }  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

@@ -50,6 +50,27 @@ static void repeat(T* lanes, int width, int columns) {
     for (int l = 0; l < columns; ++l) lanes[first + l] = lanes[l];
 }
 
+// What sweep_project reads of vectors that have been solved.
+template <class T>
+static void set_projection(Lanes<T>& lanes, const Panel& panel, const double* p, const double* d,
+                           const PerVector& tau) {
+  const int live = panel.live, columns = panel.plan.columns;
+  const double rate = tau.values ? 0 : 1 / tau.value, *temperature = tau.values + (tau.values ? panel.vector(0) : 0);
+#pragma omp simd
+  for (int c = 0; c < live; ++c) {
+    lanes.p[c] = T(p[c]);
+    lanes.d[c] = p[c] - p[c] == 0 ? T(d[c]) : T(0);
+    lanes.rate[c] = T(rate);
+  }
+  for (int c = 0; tau.values && c < live; ++c) lanes.rate[c] = T(1 / temperature[c]);
+  for (int c = live; c < columns; ++c) {
+    lanes.p[c] = T(HUGE_VAL);
+    lanes.d[c] = 0;
+    lanes.rate[c] = 1;
+  }
+  for (T* row : {lanes.p, lanes.d, lanes.rate}) repeat(row, panel.plan.width, columns);
+}
+
 template <class T>
 static void set_lanes(Lanes<T>& lanes, const Thresholds& t, int width, int columns) {
 #pragma omp simd
@@ -150,27 +171,41 @@ class PanelSolver {
   bool solve_short(const PerVector& k, const PerVector& tau, double* p, double* d) {
     if (columns_ != plan_.width || plan_.n > kShort || !kept_.at) return false;
     bool all = true;
-    for (int first = 0; first < panel_.live; first += kGroup) {
-      alignas(64) double mass[kGroup], temperature[kGroup], quantile[kGroup], root_p[kGroup], root_d[kGroup];
-      double last_mass = -1, z = 0;
-      for (int l = 0; l < kGroup; ++l) {
-        const bool live = first + l < panel_.live;
-        const int64_t v = panel_.vector(first + l);
-        temperature[l] = live ? at(tau, v) : 1;
-        mass[l] = live && regular<T>(0, 0, temperature[l]) ? at(k, v) : 0;
-        if (!(mass[l] >= 0 && mass[l] <= double(plan_.n))) mass[l] = 0;  // not for this search
-        if (mass[l] != last_mass) z = normal_quantile(1 - mass[l] / double(plan_.n));
-        quantile[l] = z;
-        last_mass = mass[l];
-      }
-      bool* solved = solved_ + first;
-      ShortSearch<T>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p, root_d,
-                             solved);
-      for (int l = 0; l < smaller(kGroup, panel_.live - first); ++l) {
-        all &= solved[l];
-        p[first + l] = root_p[l];
-        d[first + l] = root_d[l];
-      }
+    for (int first = 0; first < panel_.live;) {
+      const bool pair = plan_.width - first >= 2 * kGroup;
+      all &= pair ? solve_groups<2>(first, k, tau, p + first, d + first)
+                  : solve_groups<1>(first, k, tau, p + first, d + first);
+      first += (pair ? 2 : 1) * kGroup;
+    }
+    return all;
+  }
+
+  template <int kGroups>
+  bool solve_groups(int first, const PerVector& k, const PerVector& tau, double* p, double* d) {
+    constexpr int kLanes = kGroups * kGroup;
+    alignas(64) double mass[kLanes], temperature[kLanes], quantile[kLanes], root_p[kLanes], root_d[kLanes];
+    const int live = int(smaller(kLanes, panel_.live - first)), given = k.values || tau.values ? live : 1;
+    for (int l = 0; l < given; ++l) {
+      const int64_t v = panel_.vector(first + l);
+      temperature[l] = at(tau, v);
+      mass[l] = regular<T>(0, 0, temperature[l]) ? at(k, v) : 0;
+      if (!(mass[l] >= 0 && mass[l] <= double(plan_.n))) mass[l] = 0;  // not for this search
+      if (mass[l] != last_mass_) last_quantile_ = normal_quantile(1 - mass[l] / double(plan_.n));
+      last_mass_ = mass[l];
+      quantile[l] = last_quantile_;
+    }
+    for (int l = given; l < kLanes; ++l) {  // all alike, or padding, which holds no finite entry
+      mass[l] = mass[0];
+      temperature[l] = temperature[0];
+      quantile[l] = quantile[0];
+    }
+    ShortSearch<T, kGroups>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p,
+                                    root_d, solved_ + first);
+    bool all = true;
+    for (int l = 0; l < live; ++l) {
+      all &= solved_[first + l];
+      p[l] = root_p[l];
+      d[l] = root_d[l];
     }
     return all;
   }
@@ -342,6 +377,7 @@ class PanelSolver {
   Search<T> search_[kMaxLanes];
   bool searching_at_[kMaxLanes], solved_[kMaxLanes] = {};
   int searching_ = 0, gaps_ = 0;
+  double last_mass_ = -1, last_quantile_ = 0;
 };
 
 // The panel's thresholds from the tops of its columns.

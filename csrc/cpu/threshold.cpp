@@ -32,7 +32,7 @@ void project(const ThresholdArgs& args, int threads) {
 
     Operand<In> y(static_cast<In*>(args.y), args.y_strides, panel);
     Lanes<T> lanes;
-    set_lanes(lanes, panel, args.state, args.tau);
+    set_projection(lanes, panel, p, d, args.tau);
     for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
       alignas(64) T in_buffer[kBlock], out_buffer[kBlock];
       View<const T> in = solver.entries(step, steps, in_buffer);
