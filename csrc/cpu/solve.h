@@ -28,6 +28,17 @@ static inline bool regular(double p, double d, double tau) {
   return p == p && (p != HUGE_VAL || d == 0) && tau > 1 / limit && tau < limit;
 }
 
+// Whether lanes.h can express all of `count` vectors, which false leaves open.
+template <class T>
+static bool all_regular(const double* p, const PerVector& tau, int64_t first, int count) {
+  bool all = true;
+  for (int c = 0; c < (tau.values ? count : 1); ++c) all &= regular<T>(0, 0, at(tau, first + c));
+  double finite = 0;
+#pragma omp simd reduction(+ : finite)
+  for (int c = 0; c < count; ++c) finite += p[c] - p[c];
+  return all && finite == 0;
+}
+
 // The thresholds p + d and temperatures of a panel's vectors; columns that are padding have an infinite threshold.
 struct alignas(64) Thresholds {
   double p[kMaxLanes], d[kMaxLanes], tau[kMaxLanes];
@@ -201,13 +212,9 @@ class PanelSolver {
     }
     ShortSearch<T, kGroups>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p,
                                     root_d, solved_ + first);
-    bool all = true;
-    for (int l = 0; l < live; ++l) {
-      all &= solved_[first + l];
-      p[l] = root_p[l];
-      d[l] = root_d[l];
-    }
-    return all;
+    memcpy(p, root_p, live * sizeof(double));
+    memcpy(d, root_d, live * sizeof(double));
+    return memchr(solved_ + first, false, live) == nullptr;
   }
 
   // Moments, special rows, first guess.

@@ -40,6 +40,7 @@ void project(const ThresholdArgs& args, int threads) {
       sweep_project(in.at, steps, in.stride, plan.width, lanes, out.at, out.stride);
       deliver(panel, y, step, steps, out, out_buffer);
     });
+    if (all_regular<T>(p, args.tau, panel.vector(0), panel.live)) return;
     for (int c = 0; c < panel.live; ++c) {
       double tau = at(args.tau, panel.vector(c));
       if (!regular<T>(p[c], d[c], tau)) project_irregular(panel, x, y, c, p[c], d[c], tau);
