@@ -19,17 +19,21 @@ class ShortSearch {
   void solve(const T* x, int64_t stride, int64_t n, const double* mass, const double* tau, const double* z, double* p,
              double* d, bool* solved) {
     start(x, stride, n, mass, tau, z);
-    bool searching[kCount];
-    for (int i = 0; i < kCount; ++i) searching[i] = any(equal(status_[i], I{} + kSearching));
-    bool going = true;
-    for (int evaluations = 0; going && evaluations < kPatience; ++evaluations) {
-      going = false;
-      for (int i = 0; i < kCount; ++i) {
-        if (!searching[i]) continue;
-        searching[i] = evaluate(x + i * kVectorLanes<T>, stride, n, i, evaluations);
-        going |= searching[i];
-      }
+    search(x, stride, n);
+    leave(x, stride, n, tau, p, d, solved);
+  }
+
+  // Goes on among other entries, from the threshold found last: f > 0 at `floor`, and no entry is above `top`. Entries
+  // at the floor or below change nothing. Lanes that are not `wanted` are left.
+  void resume(const T* x, int64_t stride, int64_t n, const T* floor, const T* top, const Count<T>* wanted,
+              const double* tau, double* p, double* d, bool* solved) {
+    for (int i = 0; i < kCount; ++i) {
+      const int first = i * kVectorLanes<T>;
+      bracket(i, {load_vector(floor + first), V{}}, load_vector(top + first));
+      const M within = greater(difference(t_[i], lo_[i]), V{}) & greater(difference(hi_[i], t_[i]), V{});
+      status_[i] = either(M(within & greater(load_vector(wanted + first), I{})), I{} + kSearching, I{} + kLeft);
     }
+    search(x, stride, n);
     leave(x, stride, n, tau, p, d, solved);
   }
 
@@ -106,15 +110,33 @@ class ShortSearch {
 
       tau_[i] = t;
       t_[i] = {begin, V{}};
-      lo_[i] = {low, -t};
-      hi_[i] = {high, V{}};
-      width_[i] = difference(hi_[i], lo_[i]);
       f_lo_[i] = ((count - whole_[i]) - fraction_[i]) * t;
-      f_hi_[i] = (-whole_[i] - fraction_[i]) * t;
-      last_g_[i] = last_h_[i] = I{} - 1;
-      bad_[i] = I{};
+      bracket(i, {low, -t}, high);
       const M finite = equal(sum - sum, V{}), within = greater(load_vector(inner + first), I{});
       status_[i] = either(M(finite & within), I{} + kSearching, I{} + kLeft);
+    }
+  }
+
+  // The root lies above lo and below the greatest entry.
+  void bracket(int i, Pair lo, V high) {
+    lo_[i] = lo;
+    hi_[i] = {high, V{}};
+    width_[i] = difference(hi_[i], lo_[i]);
+    f_hi_[i] = (-whole_[i] - fraction_[i]) * tau_[i];
+    last_g_[i] = last_h_[i] = I{} - 1;
+    bad_[i] = I{};
+  }
+
+  void search(const T* x, int64_t stride, int64_t n) {
+    bool searching[kCount], going = true;
+    for (int i = 0; i < kCount; ++i) searching[i] = any(equal(status_[i], I{} + kSearching));
+    for (int evaluations = 0; going && evaluations < kPatience; ++evaluations) {
+      going = false;
+      for (int i = 0; i < kCount; ++i) {
+        if (!searching[i]) continue;
+        searching[i] = evaluate(x + i * kVectorLanes<T>, stride, n, i, evaluations);
+        going |= searching[i];
+      }
     }
   }
 

@@ -6,8 +6,10 @@
 
 #include <cstring>
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #include "../newton.h"
@@ -108,6 +110,30 @@ static inline Counts<double> either(DoubleMask m, Counts<double> v, Counts<doubl
   return Counts<double>(_mm512_mask_blend_epi64(m, __m512i(w), __m512i(v)));
 }
 
+// Appends the entries of a vector that are not at or below `floor`, NaN among them; how many they are. Writes as far as
+// a whole vector.
+static inline int append(Vector<float> v, Vector<float> floor, float* to) {
+  const __mmask16 m = _mm512_cmp_ps_mask(v, floor, _CMP_NLE_UQ);
+  store_vector<float>(_mm512_maskz_compress_ps(m, v), to);
+  return __builtin_popcount(m);
+}
+static inline int append(Vector<double> v, Vector<double> floor, double* to) {
+  const __mmask8 m = _mm512_cmp_pd_mask(v, floor, _CMP_NLE_UQ);
+  store_vector<double>(_mm512_maskz_compress_pd(m, v), to);
+  return __builtin_popcount(m);
+}
+
+// Appends first + l for every lane l of the mask, likewise.
+static inline int append_places(FloatMask m, int32_t first, int32_t* to) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i places = _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
+  memcpy(to, &places, sizeof places);
+  return __builtin_popcount(m);
+}
+static inline int append_places(DoubleMask m, int32_t first, int32_t* to) {
+  return append_places(FloatMask(m), first, to);
+}
+
 // Four chunks of 16 bytes that lie `pitch` entries apart.
 template <class T>
 static inline Vector<T> load_four(const T* from, int64_t pitch) {
@@ -157,6 +183,31 @@ static inline V added(M m, V sum, V v) {
 template <class M, class V>
 static inline V either(M m, V v, V w) {
   return m ? v : w;
+}
+// A bit per lane of a mask.
+template <class M>
+static inline unsigned bits(M m) {
+#if defined(__AVX__)
+  return unsigned(sizeof m[0] == 4 ? _mm256_movemask_ps(__m256(m)) : _mm256_movemask_pd(__m256d(m)));
+#elif defined(__SSE2__)
+  return unsigned(sizeof m[0] == 4 ? _mm_movemask_ps(__m128(m)) : _mm_movemask_pd(__m128d(m)));
+#else
+  unsigned found = 0;
+  for (int l = 0; l < int(sizeof m / sizeof m[0]); ++l) found |= unsigned(m[l] != 0) << l;
+  return found;
+#endif
+}
+template <class V, class T>
+static inline int append(V v, V floor, T* to) {
+  int count = 0;
+  for (unsigned kept = bits(~(v <= floor)); kept != 0; kept &= kept - 1) to[count++] = v[__builtin_ctz(kept)];
+  return count;
+}
+template <class M>
+static inline int append_places(M m, int32_t first, int32_t* to) {
+  int count = 0;
+  for (unsigned kept = bits(m); kept != 0; kept &= kept - 1) to[count++] = first + __builtin_ctz(kept);
+  return count;
 }
 #endif
 template <class T>
