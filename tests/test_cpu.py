@@ -13,7 +13,8 @@ import torch
 
 from hypersimplex_ext import build_info, hypersimplex_loss, soft_binary_argmax
 
-# Long vectors, short ones, columns few and many, ends that fill no block, and the loss forward and backward.
+# Long vectors, short ones, rows of small mass, columns few and many, ends that fill no block, and the loss forward and
+# backward.
 FINGERPRINT = """
 import hashlib, torch, hypersimplex_ext as hs
 torch.manual_seed(0)
@@ -21,9 +22,16 @@ digest = hashlib.sha256()
 def take(t):
     digest.update(t.detach().flatten().view(torch.uint8).numpy().tobytes())
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-    for shape, dim in (((3, 10), 1), ((40, 33), 1), ((2, 100_001), 1), ((5000, 10), 0), ((700, 150), 0)):
+    for shape, dim, k in (
+        ((3, 10), 1, 3),
+        ((40, 33), 1, 11),
+        ((70, 1003), 1, 5),
+        ((2, 100_001), 1, 33_333),
+        ((5000, 10), 0, 1666),
+        ((700, 150), 0, 233),
+    ):
         x = torch.randn(shape).to(dtype).requires_grad_()
-        y, t = hs.soft_binary_argmax(x, shape[dim] // 3, 0.7, dim, return_threshold=True)
+        y, t = hs.soft_binary_argmax(x, k, 0.7, dim, return_threshold=True)
         y.backward(torch.randn(shape).to(dtype))
         for result in (y, t, x.grad):
             take(result)

@@ -1,5 +1,7 @@
 // The Jacobian product of the projection, out = 1_A (v - mean_A v) / tau: one sweep for the sums over the active set A,
 // one that writes.
+#include <type_traits>
+
 #include "isa_launchers.h"
 #include "solve.h"
 
@@ -40,11 +42,109 @@ ActiveSums multiply_irregular(const Panel& panel, const Operand<const In>& x, co
   return sums;
 }
 
+// Rows with few active entries, kBatch at a time: their places are listed, and so v is read there alone, and asked for
+// while the next rows are searched. The others are left to multiply_panel.
+template <class T>
+class SparseRows {
+ public:
+  static constexpr int64_t kLeast = 256, kMost = 8192;  // entries of a row
+
+  static bool suits(const Plan& plan, const Strides& strides) {
+    return plan.columns == 1 && plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kLeast && plan.n <= kMost;
+  }
+
+  SparseRows(const JvpArgs& args, const Plan& plan) : args_(args), plan_(plan) {}
+
+  template <class Body>
+  void multiply(int threads, const Body& multiply_panel) const {
+    parallel_for(ceil_div(plan_.panels, kGroup), threads_for(plan_, threads), [&](int64_t batch) {
+      int32_t places[kBatch][kMost / kFew + kStretch + kGroup];
+      const int64_t end = smaller((batch + 1) * kGroup, plan_.panels);
+      for (int64_t first = batch * kGroup; first < end; first += kBatch) {
+        int64_t counts[kBatch];
+        const int live = int(smaller(kBatch, end - first));
+        for (int r = 0; r < live; ++r) counts[r] = prepare(first + r, places[r]);
+        for (int r = 0; r < live; ++r) {
+          if (counts[r] >= 0)
+            finish(first + r, places[r], counts[r]);
+          else
+            multiply_panel(Panel(plan_, first + r), 1);
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr int kBatch = 4;
+  static constexpr int64_t kFew = 16;  // a row of n entries has few active ones if they are at most n / kFew
+  static constexpr int64_t kStretch = 16 * kGroup;
+
+  template <class Data>
+  Data* row(Data* data, const Strides& strides, int64_t i) const {
+    return Operand<Data>(data, strides, Panel(plan_, i)).at;
+  }
+
+  // Lists the active entries and clears the result; their number, or -1 where they are not few.
+  int64_t prepare(int64_t i, int32_t* places) const {
+    const Pair t{args_.state.p[i], args_.state.d[i]};
+    const double tau = at(args_.tau, i);
+    if (!regular<T>(t.p, t.d, tau)) return -1;
+    const T* x = row(static_cast<const T*>(args_.x), args_.x_strides, i);
+    const T* v = row(static_cast<const T*>(args_.v), args_.v_strides, i);
+    const int64_t n = plan_.n;
+    int64_t count = 0, j = 0;
+    if (t.p - t.p == 0) {
+      const T floor = active_floor<T>(t), ceiling = active_ceiling<T>(t, tau);
+      const Vector<T> below = Vector<T>{} + floor, above = Vector<T>{} + ceiling;
+      while (j + kVectorLanes<T> <= n) {
+        const int64_t stop = smaller(j + kStretch, n);
+        for (; j + kVectorLanes<T> <= stop; j += kVectorLanes<T>) {
+          const Vector<T> e = load_vector(x + j);
+          count += append_places(both_greater(greater(e, below), above, e), int32_t(j), places + count);
+        }
+        if (count * kFew > n) return -1;
+      }
+      for (; j < n; ++j) {
+        places[count] = int32_t(j);
+        count += (x[j] > floor) & (x[j] < ceiling);
+      }
+      if (count * kFew > n) return -1;
+    }
+    for (int64_t a = 0; a < count; ++a) __builtin_prefetch(v + places[a]);
+    if (args_.out) memset(row(static_cast<T*>(args_.out), args_.out_strides, i), 0, n * sizeof(T));
+    return count;
+  }
+
+  void finish(int64_t i, const int32_t* places, int64_t count) const {
+    const T* v = row(static_cast<const T*>(args_.v), args_.v_strides, i);
+    const double tau = at(args_.tau, i);
+    ActiveSums sums{double(count), 0, 0, 0};
+    for (int64_t a = 0; a < count; ++a) sums.v += v[places[a]];
+    if (args_.grad_tau) {
+      const T* x = row(static_cast<const T*>(args_.x), args_.x_strides, i);
+      for (int64_t a = 0; a < count; ++a) {
+        const double y = project_entry(x[places[a]], args_.state.p[i], args_.state.d[i], tau);
+        sums.product += y * v[places[a]];
+        sums.y += y;
+      }
+      args_.grad_tau[i] = sums.grad_tau(tau);
+    }
+    if (args_.grad_k) args_.grad_k[i] = sums.mean();
+    if (!args_.out) return;
+    T* out = row(static_cast<T*>(args_.out), args_.out_strides, i);
+    const T mean = T(sums.mean()), rate = T(1 / tau);
+    for (int64_t a = 0; a < count; ++a) out[places[a]] = (v[places[a]] - mean) * rate;
+  }
+
+  const JvpArgs& args_;
+  const Plan& plan_;
+};
+
 template <class In>
 void multiply(const JvpArgs& args, int threads) {
   using T = Compute<In>;
   const Plan plan = make_plan(args.shape, args.x_strides, kMaxLanes);
-  for_each_panel(plan, threads, [&](const Panel& panel, int inner_threads) {
+  auto multiply_panel = [&](const Panel& panel, int inner_threads) {
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
     Operand<const In> v(static_cast<const In*>(args.v), args.v_strides, panel);
     int64_t first = panel.vector(0);
@@ -87,7 +187,14 @@ void multiply(const JvpArgs& args, int threads) {
       if (args.grad_k) args.grad_k[first + c] = sums[c].mean();
       if (args.grad_tau) args.grad_tau[first + c] = sums[c].grad_tau(tau);
     }
-  });
+  };
+  if constexpr (std::is_same_v<In, T>) {
+    using Rows = SparseRows<T>;
+    if (plan.panels >= kGroup && Rows::suits(plan, args.x_strides) && Rows::suits(plan, args.v_strides) &&
+        (!args.out || Rows::suits(plan, args.out_strides)))
+      return Rows(args, plan).multiply(threads, multiply_panel);
+  }
+  for_each_panel(plan, threads, multiply_panel);
 }
 
 }  // namespace

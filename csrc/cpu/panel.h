@@ -3,7 +3,7 @@
 //     long vectors     columns = 1      64 consecutive entries a step
 //     [n, C], C < 16   columns = C      lcm(C, 16) lanes: whole rows of the matrix
 //     [n, C], C >= 16  columns = width  up to 128 columns side by side
-//     short vectors    columns = width  16 vectors side by side, gathered
+//     short vectors    columns = width  up to 64 vectors side by side, transposed
 // Where a block of steps lies in memory just so, the loops of lanes.h run on it in place; else (halves, strides, ends,
 // entries left out) it is copied into a small buffer first, padded with an entry that takes no part.
 #pragma once
@@ -11,6 +11,7 @@
 #include "../hypersimplex.h"
 #include "lanes.h"
 #include "parallel.h"
+#include "transpose.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -20,6 +21,7 @@ constexpr int kBlocksPerChunk = 4;    // blocks between two places where threads
 constexpr int kAbreast = 8 * kGroup;  // columns side by side where a matrix is walked row by row
 constexpr int kTeam = 16;             // panels side by side that one thread takes together
 constexpr int64_t kShort = 128;       // vectors up to this length go side by side
+constexpr int kRows = 4 * kGroup;     // how many of them, as far as they make one block
 
 static inline double at(const PerVector& numbers, int64_t v) {
   return numbers.values ? numbers.values[v] : numbers.value;
@@ -65,7 +67,8 @@ static inline Plan make_plan(const Shape& shape, const Strides& strides, int max
     const int64_t most = plan.n > kShort ? max_columns : kBlock / kShort;  // short vectors make one block
     plan.columns = plan.width = int(smaller(most, plan.lane_count / kGroup * kGroup));
   } else if (plan.n <= kShort && plan.lane_count > 1) {
-    plan.columns = plan.width = kGroup;
+    const int64_t groups = smaller(kBlock / (plan.n > 0 ? plan.n : 1), plan.lane_count + kGroup - 1) / kGroup;
+    plan.columns = plan.width = int(smaller(groups * kGroup, kRows));
   } else {
     plan.columns = 1;
     plan.width = plan.n < 2 * kShort ? kGroup : 4 * kGroup;
@@ -141,6 +144,11 @@ static inline bool plain(const In*) {
 }
 static inline bool plain(const float*) { return true; }
 static inline bool plain(const double*) { return true; }
+// Rows side by side, which registers can transpose.
+template <class Data>
+static inline bool rows(const Panel& panel, const Operand<Data>& operand) {
+  return plain(operand.at) && operand.n2 == 1 && panel.plan.columns % kGroup == 0 && panel.live == panel.plan.columns;
+}
 
 // The block in the buffer, [steps, width]; entry j of column c lies at j * columns + c.
 template <class In, class T>
@@ -153,6 +161,9 @@ static void gather(const Panel& panel, const Operand<const In>& from, int64_t st
     filled = first + count;
     if (live == columns && (columns == 1 || from.lane == 1) && from.n2 == columns) {
       for (int64_t e = 0; e < count * columns; ++e) out[e] = load(in[e]);
+    } else if (rows(panel, from)) {
+      for (int g = 0; g < columns; g += kGroup)
+        rows_to_lanes(reinterpret_cast<const T*>(in + g * from.lane), from.lane, count, out + g, columns);
     } else if (from.lane == 1) {
       for (int64_t j = 0; j < count; ++j)
         for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c]);
@@ -176,6 +187,9 @@ static void scatter(const Panel& panel, const Operand<In>& to, int64_t step, int
     const T* in = buffer + first * columns;
     if (live == columns && (columns == 1 || to.lane == 1) && to.n2 == columns) {
       for (int64_t e = 0; e < count * columns; ++e) store(in[e], out[e]);
+    } else if (rows(panel, to)) {
+      for (int g = 0; g < columns; g += kGroup)
+        lanes_to_rows(in + g, columns, count, reinterpret_cast<T*>(out + g * to.lane), to.lane);
     } else if (to.lane < to.n2) {
       for (int64_t j = 0; j < count; ++j)
         for (int c = 0; c < live; ++c) store(in[j * columns + c], out[j * to.n2 + c * to.lane]);

@@ -101,7 +101,7 @@ class Undecided {
           are_active[i] = counted(is_active, are_active[i]);
           are_one[i] = counted(is_one, are_one[i]);
           part[i] = added(is_active, part[i], v - p);
-          to += compress(beyond(v, floor) & ~(is_active | is_one), v, to);
+          to += append(beyond(v, floor) & ~(is_active | is_one), v, to);
         }
       }
       join_vectors(part, sums);
@@ -162,7 +162,7 @@ class Undecided {
     for (int l = 0; l < kGroup; ++l) sum += sums[l];
   }
 
-  // Room for `more` entries, and for the vector that compress() writes behind them.
+  // Room for `more` entries, and for the vector that append() writes behind them.
   void reserve(int64_t more, bool with_places) {
     const int64_t least = count_ + more + kVectorLanes<T>;
     if (least > capacity_) {

@@ -1,5 +1,6 @@
-// The root search of newton.h for kGroup short vectors at once, a lane each: their sweeps are so short that a step
-// taken vector by vector would cost more than the sweep before it. Every lane goes its own way and stops by itself.
+// The root search of newton.h for groups of kGroup short vectors at once, a lane each: their sweeps are so short that a
+// step taken vector by vector would cost more than the sweep before it. Every lane goes its own way and stops by
+// itself. A step is one long chain of operations that wait for one another: two groups taken in turns fill its gaps.
 // What takes more than a few steps (infinities, huge spreads) is left to the general solver.
 #pragma once
 
@@ -8,24 +9,39 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-template <class T>
+template <class T, int kGroups>
 class ShortSearch {
  public:
-  // x is [n, kGroup], rows `stride` apart, mass and tau by lane, z as in moment_guess. Sets p, d and solved of the
+  static constexpr int kLanes = kGroups * kGroup;
+
+  // x is [n, kLanes], rows `stride` apart, mass and tau by lane, z as in moment_guess. Sets p, d and solved of the
   // lanes that settle.
   void solve(const T* x, int64_t stride, int64_t n, const double* mass, const double* tau, const double* z, double* p,
              double* d, bool* solved) {
     start(x, stride, n, mass, tau, z);
-    for (int evaluations = 0; evaluations < kPatience && any_searching(); ++evaluations) {
-      for (int i = 0; i < kCount; ++i) evaluate(x + i * kVectorLanes<T>, stride, n, i);
+    search(x, stride, n);
+    leave(x, stride, n, tau, p, d, solved);
+  }
+
+  // Goes on among other entries, from the threshold found last: f > 0 at `floor`, and no entry is above `top`. Entries
+  // at the floor or below change nothing. Lanes that are not `wanted` are left.
+  void resume(const T* x, int64_t stride, int64_t n, const T* floor, const T* top, const Count<T>* wanted,
+              const double* tau, double* p, double* d, bool* solved) {
+    for (int i = 0; i < kCount; ++i) {
+      const int first = i * kVectorLanes<T>;
+      bracket(i, {load_vector(floor + first), V{}}, load_vector(top + first));
+      const M within = greater(difference(t_[i], lo_[i]), V{}) & greater(difference(hi_[i], t_[i]), V{});
+      status_[i] = either(M(within & greater(load_vector(wanted + first), I{})), I{} + kSearching, I{} + kLeft);
     }
+    search(x, stride, n);
     leave(x, stride, n, tau, p, d, solved);
   }
 
  private:
   using V = Vector<T>;
-  using I = Counts<T>;  // also what a comparison gives: all bits of a lane set, or none
-  static constexpr int kCount = kVectors<T>, kPatience = 14;
+  using I = Counts<T>;
+  using M = Mask<T>;
+  static constexpr int kCount = kGroups * kVectors<T>, kPatience = 14;
   static constexpr Count<T> kLeft = -1, kSearching = 0, kFound = 1, kGapBelow = 2, kGapAbove = 3;  // a lane's status
 
   struct Pair {
@@ -36,146 +52,193 @@ class ShortSearch {
     return {s, (a - (s - shifted)) + (b - shifted)};
   }
   static inline V difference(Pair u, Pair v) { return (u.p - v.p) + (u.d - v.d); }
-  static inline Pair either(I m, Pair u, Pair v) { return {m ? u.p : v.p, m ? u.d : v.d}; }
+  static inline Pair either_pair(M m, Pair u, Pair v) { return {either(m, u.p, v.p), either(m, u.d, v.d)}; }
   static inline I ordered(V v) {
     const I bits = I(v);
-    return bits < 0 ? -(bits & kMagnitude) : bits;
+    return either(greater(I{}, bits), -(bits & kMagnitude), bits);
   }
-  static inline V from(I number) { return V(number < 0 ? (-number | ~kMagnitude) : number); }
+  static inline V from(I number) { return V(either(greater(I{}, number), -number | ~kMagnitude, number)); }
   static constexpr Count<T> kMagnitude = Count<T>(~(Count<T>(1) << (8 * sizeof(T) - 1)));
+  static inline V root(V v) {
+    T lanes[kVectorLanes<T>];
+    memcpy(lanes, &v, sizeof v);
+#pragma omp simd
+    for (int l = 0; l < kVectorLanes<T>; ++l) lanes[l] = sqrt(lanes[l]);
+    return load_vector(lanes);
+  }
+  // The least number at or above t + tau.
+  static inline V ceiling_of(Pair t, V tau) {
+    const Pair end = two_sum(t.p, t.d + tau);
+    return from(counted(greater(end.d, V{}), ordered(end.p)));
+  }
 
   void start(const T* x, int64_t stride, int64_t n, const double* mass, const double* tau, const double* z) {
-    alignas(64) T shift[kGroup], first[kGroup], whole[kGroup], rest[kGroup], temperature[kGroup];
-    alignas(64) Count<T> settled[kGroup];
-    LaneMoments<T> moments;
-    moments.clear(kGroup);
-    memcpy(shift, x, sizeof shift);
-    sweep_moments<false>(x, n, stride, kGroup, shift, moments);
-    const double* sum = moments.sums.b;
-    const T *low = moments.range.low, *high = moments.range.high;
+    alignas(64) T whole[kLanes], rest[kLanes], temperature[kLanes], quantile[kLanes];
+    alignas(64) Count<T> inner[kLanes];
 #pragma omp simd
-    for (int l = 0; l < kGroup; ++l) {
-      const double mean = sum[l] / double(n), variance = moments.sums.c[l] / double(n) - mean * mean;
-      const double share = tau[l] * mass[l] / double(n), least = low[l] - share, most = high[l] - share;
-      double t = moment_guess(double(shift[l]) + mean, variance > 0 ? variance : 0, tau[l], z[l]);
-      t = t > least ? t : least;  // also where the moments overflowed
-      t = t < most ? t : most;
-      first[l] = T(t);
+    for (int l = 0; l < kLanes; ++l) {
       whole[l] = T(int(mass[l]));
       rest[l] = T(mass[l] - int(mass[l]));
       temperature[l] = T(tau[l]);
-      const bool finite = sum[l] - sum[l] == 0;
-      settled[l] = finite & (mass[l] > 0) & (mass[l] < double(n)) ? kSearching : kLeft;
+      quantile[l] = T(z[l]);
+      inner[l] = (mass[l] > 0) & (mass[l] < double(n));
     }
-    V guess[kCount];
-    load_group(first, guess);
-    load_group(whole, whole_);
-    load_group(rest, fraction_);
-    load_group(temperature, tau_);
-    V bottom[kCount], top[kCount];
-    load_group(low, bottom);
-    load_group(high, top);
-    memcpy(status_, settled, sizeof status_);
+    const V count = V{} + T(n), share = V{} + 1 / T(n);
     for (int i = 0; i < kCount; ++i) {
-      t_[i] = {guess[i], V{}};
-      lo_[i] = {bottom[i], -tau_[i]};
-      hi_[i] = {top[i], V{}};
-      f_lo_[i] = ((T(n) - whole_[i]) - fraction_[i]) * tau_[i];
-      f_hi_[i] = (-whole_[i] - fraction_[i]) * tau_[i];
-      last_g_[i] = last_h_[i] = I{} - 1;
-      bad_[i] = steps_[i] = I{};
+      const int first = i * kVectorLanes<T>;
+      const T* row = x + first;
+      const V origin = load_vector(row);
+      V sum{}, squares{}, low = origin, high = origin;
+      for (int64_t j = 0; j < n; ++j, row += stride) {
+        const V v = load_vector(row), e = v - origin;
+        sum += e;
+        squares += e * e;
+        low = either(greater(low, v), v, low);
+        high = either(greater(v, high), v, high);
+      }
+      whole_[i] = load_vector(whole + first);
+      fraction_[i] = load_vector(rest + first);
+      const V t = load_vector(temperature + first), u = load_vector(quantile + first);
+      // moment_guess, and the bounds of Search::start; the former is not a number where the moments overflow.
+      const V mean = sum * share, spread = squares * share - mean * mean, uniform = t * t * T(1.0 / 12);
+      const V variance = either(greater(spread, V{}), spread, V{}) + uniform, flatness = uniform / variance;
+      const V bend = (u * u * u - 3 * u) * (flatness * flatness * T(-1.2 / 24));
+      const V guess = ((origin + mean) - T(0.5) * t) + root(variance) * (u + bend);
+      const V step = t * ((whole_[i] + fraction_[i]) * share), least = low - step, most = high - step;
+      V begin = either(greater(guess, least), guess, least);
+      begin = either(greater(most, begin), begin, most);
+
+      tau_[i] = t;
+      t_[i] = {begin, V{}};
+      f_lo_[i] = ((count - whole_[i]) - fraction_[i]) * t;
+      bracket(i, {low, -t}, high);
+      const M finite = equal(sum - sum, V{}), within = greater(load_vector(inner + first), I{});
+      status_[i] = either(M(finite & within), I{} + kSearching, I{} + kLeft);
     }
   }
 
-  bool any_searching() const {
-    I any{};
-    for (int i = 0; i < kCount; ++i) any |= status_[i] == kSearching;
-    Count<T> lanes[kVectorLanes<T>], found = 0;
-    memcpy(lanes, &any, sizeof any);
-    for (int l = 0; l < kVectorLanes<T>; ++l) found |= lanes[l];
-    return found != 0;
+  // The root lies above lo and below the greatest entry.
+  void bracket(int i, Pair lo, V high) {
+    lo_[i] = lo;
+    hi_[i] = {high, V{}};
+    width_[i] = difference(hi_[i], lo_[i]);
+    f_hi_[i] = (-whole_[i] - fraction_[i]) * tau_[i];
+    last_g_[i] = last_h_[i] = I{} - 1;
+    bad_[i] = I{};
   }
 
-  // A sweep at t, and what step() of newton.h makes of it.
-  void evaluate(const T* x, int64_t stride, int64_t n, int i) {
-    const V tau = tau_[i];
-    const Pair t = t_[i], end = two_sum(t.p, t.d + tau);
-    const V floor = from(ordered(t.p) + (t.d < 0)), ceiling = from(ordered(end.p) - (end.d > 0));
+  void search(const T* x, int64_t stride, int64_t n) {
+    bool searching[kCount], going = true;
+    for (int i = 0; i < kCount; ++i) searching[i] = any(equal(status_[i], I{} + kSearching));
+    for (int evaluations = 0; going && evaluations < kPatience; ++evaluations) {
+      going = false;
+      for (int i = 0; i < kCount; ++i) {
+        if (!searching[i]) continue;
+        searching[i] = evaluate(x + i * kVectorLanes<T>, stride, n, i, evaluations);
+        going |= searching[i];
+      }
+    }
+  }
+
+  // A sweep at t, and what step() of newton.h makes of it; whether it leaves a lane searching.
+  bool evaluate(const T* x, int64_t stride, int64_t n, int i, int steps) {
+    const V tau = tau_[i], zero{};
+    const Pair t = t_[i];
+    const V ceiling = ceiling_of(t, tau);
     V sum{}, part{};
     I g{}, active{};
     for (int64_t j = 0; j < n;) {
       for (const int64_t stop = run_end(j, n); j < stop; ++j) {
-        const V v = load_vector(x + j * stride);
-        const auto is_above = greater(v, floor), is_active = both_greater(is_above, ceiling, v);
+        const V v = load_vector(x + j * stride), e = v - t.p;
+        const M is_above = greater(e, t.d), is_active = both_greater(is_above, ceiling, v);  // e > d tells x > p + d
         g = counted(is_above, g);
         active = counted(is_active, active);
-        part = added(is_active, part, v - t.p);
+        part = added(is_active, part, e);
       }
       sum += part;
       part = V{};
     }
-    const I h = g - active, searching = status_[i] == kSearching, sloping = active > 0;
+    const I h = g - active;
+    const M searching = equal(status_[i], I{} + kSearching), sloping = greater(active, I{});
     const V slope = __builtin_convertvector(active, V);
     const V ones = (__builtin_convertvector(h, V) - whole_[i]) - fraction_[i];  // h - k
     const V others = (__builtin_convertvector(g, V) - whole_[i]) - fraction_[i];
     const V rest = ones * tau + sum, f = rest - slope * t.d;
-    const Pair newton = two_sum(t.p, rest / (sloping ? slope : V{} + 1));
-    const V width = difference(hi_[i], lo_[i]);
-    const I rises = f > 0;
-    const Pair lo = either(rises, t, lo_[i]), hi = either(rises, hi_[i], t);
-    const V f_lo = rises ? f : f_lo_[i], f_hi = rises ? f_hi_[i] : f;
+    const Pair newton = two_sum(t.p, rest / either(sloping, slope, zero + 1));
+    const M rises = greater(f, zero);
+    const Pair lo = either_pair(rises, t, lo_[i]), hi = either_pair(rises, hi_[i], t);
     const V narrowed = difference(hi, lo);
-    const I same = (g == last_g_[i]) & (h == last_h_[i]), done = same | (f == 0);
-    const I bad = narrowed > T(0.5) * width ? bad_[i] + 1 : I{}, wide = narrowed > 64 * tau;
-    const I patient = (steps_[i] < 8) | ~wide;
+    const M same = equal(g, last_g_[i]) & equal(h, last_h_[i]), done = same | equal(f, zero);
+    const I bad = either(greater(narrowed, T(0.5) * width_[i]), bad_[i] + 1, I{});
+    const M wide = greater(narrowed, 64 * tau);
+    auto inside = [&](Pair u) { return M(greater(difference(u, lo), zero) & greater(difference(hi, u), zero)); };
+    const bool patient = steps < 8;
+    M by_newton = sloping & inside(newton) & greater(I{} + 6, bad);
+    if (!patient) by_newton = without(by_newton, wide);
 
-    const V fraction = f_lo / (f_lo - f_hi);
-    Pair secant = two_sum(lo.p, lo.d + narrowed * fraction), middle = two_sum(lo.p, lo.d + T(0.5) * narrowed);
-    const I below = ordered(lo.p), above = ordered(hi.p);
-    secant.d = wide ? V{} : secant.d;
-    middle = either(wide, {from((below >> 1) + (above >> 1) + (below & above & 1)), V{}}, middle);
-    auto inside = [&](Pair u) { return (difference(u, lo) > 0) & (difference(hi, u) > 0); };
-    const I by_newton = sloping & (bad < 6) & patient & inside(newton);
-    const I by_secant = (bad < 2) & patient & inside(secant);
-    const Pair next = either(by_newton, newton, either(by_secant, secant, middle));
-    const I status = done ? (ones == 0 ? I{} + kGapBelow : others == 0 ? I{} + kGapAbove : I{} + kFound) : I{};
-    const Pair root = either(same & (status == kFound), newton, t);
-
-    t_[i] = either(searching, either(done, root, next), t);
-    status_[i] = searching ? status : status_[i];
+    const M on = without(searching, done);
+    Pair next = newton;
     lo_[i] = lo;  // of a lane that is done these no longer matter
     hi_[i] = hi;
-    f_lo_[i] = f_lo;
-    f_hi_[i] = f_hi;
-    last_g_[i] = by_newton ? g : I{} - 1;
-    last_h_[i] = by_newton ? h : I{} - 1;
+    f_lo_[i] = either(rises, f, f_lo_[i]);
+    f_hi_[i] = either(rises, f_hi_[i], f);
+    if (any(without(on, by_newton))) {
+      const V fraction = f_lo_[i] / (f_lo_[i] - f_hi_[i]);
+      Pair secant = two_sum(lo.p, lo.d + narrowed * fraction), middle = two_sum(lo.p, lo.d + T(0.5) * narrowed);
+      const I below = ordered(lo.p), above = ordered(hi.p);
+      secant.d = either(wide, zero, secant.d);
+      middle = either_pair(wide, {from((below >> 1) + (above >> 1) + (below & above & 1)), zero}, middle);
+      M by_secant = inside(secant) & greater(I{} + 2, bad);
+      if (!patient) by_secant = without(by_secant, wide);
+      next = either_pair(by_newton, newton, either_pair(by_secant, secant, middle));
+    }
+    const I status =
+        either(equal(ones, zero), I{} + kGapBelow, either(equal(others, zero), I{} + kGapAbove, I{} + kFound));
+    const Pair root = either_pair(same & equal(status, I{} + kFound), newton, t);
+
+    t_[i] = either_pair(on, next, either_pair(searching, root, t));
+    status_[i] = either(M(searching & done), status, status_[i]);
+    width_[i] = narrowed;
+    last_g_[i] = either(by_newton, g, I{} - 1);
+    last_h_[i] = either(by_newton, h, I{} - 1);
     bad_[i] = bad;
-    steps_[i] += 1;
+    return any(on);
   }
 
   void leave(const T* x, int64_t stride, int64_t n, const double* tau, double* p, double* d, bool* solved) {
-    alignas(64) T head[kGroup], tail[kGroup], edge[kGroup];
-    alignas(64) Count<T> status[kGroup];
+    alignas(64) T head[kLanes], tail[kLanes];
+    alignas(64) Count<T> status[kLanes];
     memcpy(status, status_, sizeof status);
-    Count<T> gaps = 0;
     for (int i = 0; i < kCount; ++i) {
-      const Pair t = t_[i], end = two_sum(t.p, t.d + tau_[i]);
-      const V floor = from(ordered(t.p) + (t.d < 0)), under_one = from(ordered(end.p) - (end.d > 0) - 1);
-      store_vector<T>(t.p, head + i * kVectorLanes<T>);
-      store_vector<T>(t.d, tail + i * kVectorLanes<T>);
-      store_vector<T>(status_[i] == kGapBelow ? under_one : floor, edge + i * kVectorLanes<T>);
+      store_vector<T>(t_[i].p, head + i * kVectorLanes<T>);
+      store_vector<T>(t_[i].d, tail + i * kVectorLanes<T>);
     }
-    for (int l = 0; l < kGroup; ++l) {
+    Count<T> gaps = 0;
+#pragma omp simd reduction(| : gaps)
+    for (int l = 0; l < kLanes; ++l) {
       gaps |= status[l] > kFound;
       solved[l] = status[l] > kSearching;
       p[l] = double(head[l]);
       d[l] = double(tail[l]);
     }
-    if (!gaps) return;
-    LaneRange<T> range;  // no entry is active: t goes to the middle of the thresholds that all give this y
-    range.clear(kGroup);
-    sweep_gap(x, n, stride, kGroup, edge, range);
-    for (int l = 0; l < kGroup; ++l) {
+    if (gaps) centre_gaps(x, stride, n, tau, p, d);
+  }
+
+  // No entry is active: t goes to the middle of the thresholds that all give this y.
+  void centre_gaps(const T* x, int64_t stride, int64_t n, const double* tau, double* p, double* d) {
+    alignas(64) T edge[kLanes];
+    alignas(64) Count<T> status[kLanes];
+    memcpy(status, status_, sizeof status);
+    for (int i = 0; i < kCount; ++i) {
+      const Pair t = t_[i];
+      const V floor = from(ordered(t.p) + either(greater(V{}, t.d), I{} - 1, I{}));
+      const V under_one = from(ordered(ceiling_of(t, tau_[i])) - 1);
+      store_vector<T>(either(equal(status_[i], I{} + kGapBelow), under_one, floor), edge + i * kVectorLanes<T>);
+    }
+    LaneRange<T> range;
+    range.clear(kLanes);
+    sweep_gap(x, n, stride, kLanes, edge, range);
+    for (int l = 0; l < kLanes; ++l) {
       if (status[l] <= kFound) continue;
       const hypersimplex::Pair t = gap_middle<T>(range.high[l], range.low[l], tau[l]);
       p[l] = t.p;
@@ -184,9 +247,9 @@ class ShortSearch {
   }
 
   V whole_[kCount], fraction_[kCount];  // of the mass
-  V tau_[kCount], f_lo_[kCount], f_hi_[kCount];
+  V tau_[kCount], width_[kCount], f_lo_[kCount], f_hi_[kCount];
   Pair t_[kCount], lo_[kCount], hi_[kCount];
-  I last_g_[kCount], last_h_[kCount], bad_[kCount], steps_[kCount], status_[kCount];
+  I last_g_[kCount], last_h_[kCount], bad_[kCount], status_[kCount];
 };
 
 }  // namespace HYPERSIMPLEX_ISA

@@ -115,29 +115,39 @@ class PanelSolver {
   bool solve_short(const PerVector& k, const PerVector& tau, double* p, double* d) {
     if (columns_ != plan_.width || plan_.n > kShort || !kept_.at) return false;
     bool all = true;
-    for (int first = 0; first < panel_.live; first += kGroup) {
-      alignas(64) double mass[kGroup], temperature[kGroup], quantile[kGroup], root_p[kGroup], root_d[kGroup];
-      double last_mass = -1, z = 0;
-      for (int l = 0; l < kGroup; ++l) {
-        const bool live = first + l < panel_.live;
-        const int64_t v = panel_.vector(first + l);
-        temperature[l] = live ? at(tau, v) : 1;
-        mass[l] = live && regular<T>(0, 0, temperature[l]) ? at(k, v) : 0;
-        if (!(mass[l] >= 0 && mass[l] <= double(plan_.n))) mass[l] = 0;  // not for this search
-        if (mass[l] != last_mass) z = normal_quantile(1 - mass[l] / double(plan_.n));
-        quantile[l] = z;
-        last_mass = mass[l];
-      }
-      bool* solved = solved_ + first;
-      ShortSearch<T>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p, root_d,
-                             solved);
-      for (int l = 0; l < smaller(kGroup, panel_.live - first); ++l) {
-        all &= solved[l];
-        p[first + l] = root_p[l];
-        d[first + l] = root_d[l];
-      }
+    for (int first = 0; first < panel_.live;) {
+      const bool pair = plan_.width - first >= 2 * kGroup;
+      all &= pair ? solve_groups<2>(first, k, tau, p + first, d + first)
+                  : solve_groups<1>(first, k, tau, p + first, d + first);
+      first += (pair ? 2 : 1) * kGroup;
     }
     return all;
+  }
+
+  template <int kGroups>
+  bool solve_groups(int first, const PerVector& k, const PerVector& tau, double* p, double* d) {
+    constexpr int kLanes = kGroups * kGroup;
+    alignas(64) double mass[kLanes], temperature[kLanes], quantile[kLanes], root_p[kLanes], root_d[kLanes];
+    const int live = int(smaller(kLanes, panel_.live - first)), given = k.values || tau.values ? live : 1;
+    for (int l = 0; l < given; ++l) {
+      const int64_t v = panel_.vector(first + l);
+      temperature[l] = at(tau, v);
+      mass[l] = regular<T>(0, 0, temperature[l]) ? at(k, v) : 0;
+      if (!(mass[l] >= 0 && mass[l] <= double(plan_.n))) mass[l] = 0;  // not for this search
+      if (mass[l] != last_mass_) last_quantile_ = normal_quantile(1 - mass[l] / double(plan_.n));
+      last_mass_ = mass[l];
+      quantile[l] = last_quantile_;
+    }
+    for (int l = given; l < kLanes; ++l) {  // all alike, or padding, which holds no finite entry
+      mass[l] = mass[0];
+      temperature[l] = temperature[0];
+      quantile[l] = quantile[0];
+    }
+    ShortSearch<T, kGroups>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p,
+                                    root_d, solved_ + first);
+    memcpy(p, root_p, live * sizeof(double));
+    memcpy(d, root_d, live * sizeof(double));
+    return memchr(solved_ + first, false, live) == nullptr;
   }
 
   // Long vectors: false where a sample does not help.
@@ -149,7 +159,7 @@ class PanelSolver {
     const double size = double(Sample<T>::size(plan_.n)), share = size * (mass / double(plan_.n));
     const double slack = kDeviations * sqrt(share * (1 - share / size)) + 3;
     const bool tops = share <= slack;
-    if (!(tops || (kCompresses && plan_.n >= kSampled)) || share + slack >= size) return false;
+    if (!(tops || (kAppendsVectors && plan_.n >= kSampled)) || share + slack >= size) return false;
     const Sample<T> sample(plan_, [&](int64_t step, int64_t n, T* buffer) { return entries(step, n, buffer); });
     const Pair lo = sampled_root(sample, share + slack, temperature);
     const Pair hi = tops ? Pair{lo.p, HUGE_VAL} : sampled_root(sample, share - slack, temperature);
@@ -382,6 +392,7 @@ class PanelSolver {
   Undecided<T> undecided_;                // of a long vector
   bool tops_ = false;                     // it holds all entries that are not zero
   const Undecided<T>* others_ = nullptr;  // the entries at hand are its list; its sums tell of the vector's others
+  double last_mass_ = -1, last_quantile_ = 0;
 };
 
 // The panel's thresholds from the tops of its columns.

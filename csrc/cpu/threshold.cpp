@@ -1,6 +1,9 @@
 // The projection onto the (n,k)-hypersimplex: solves every panel, then writes y = clip((x - t) / tau, 0, 1).
+#include <type_traits>
+
 #include "isa_launchers.h"
 #include "solve.h"
+#include "top.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -24,11 +27,36 @@ void clear(const Panel& panel, const Operand<In>& y, int64_t step, int64_t steps
   });
 }
 
+// Rows in batches, as far as their mass is small; the others by project_panel.
+template <class T, class Body>
+void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, const Body& project_panel) {
+  parallel_for(ceil_div(plan.panels, kGroup), threads_for(plan, threads), [&](int64_t batch) {
+    const int64_t first = batch * kGroup;
+    const int live = int(smaller(kGroup, plan.panels - first));
+    const T* x[kGroup] = {};
+    double mass[kGroup] = {}, tau[kGroup] = {}, *p = args.state.p + first, *d = args.state.d + first;
+    bool solved[kGroup];
+    for (int r = 0; r < live; ++r) {
+      x[r] = Operand<const T>(static_cast<const T*>(args.x), args.x_strides, Panel(plan, first + r)).at;
+      mass[r] = at(args.k, first + r);
+      tau[r] = at(args.tau, first + r);
+    }
+    TopRows<T>().solve(x, plan.n, live, mass, tau, p, d, solved);
+    for (int r = 0; r < live; ++r) {
+      const Panel panel(plan, first + r);
+      if (!solved[r])
+        project_panel(panel, 1);
+      else if (args.y)
+        project_row(x[r], plan.n, p[r], d[r], tau[r], Operand<T>(static_cast<T*>(args.y), args.y_strides, panel).at);
+    }
+  });
+}
+
 template <class In>
 void project(const ThresholdArgs& args, int threads) {
   using T = Compute<In>;
   const Plan plan = make_plan(args.shape, args.x_strides);
-  for_each_panel(plan, threads, [&](const Panel& panel, int inner_threads) {
+  auto project_panel = [&](const Panel& panel, int inner_threads) {
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
     auto entries = [&](int64_t step, int64_t steps, T* buffer) {
       return fetch(panel, x, step, steps, -T(HUGE_VAL), buffer);
@@ -42,7 +70,7 @@ void project(const ThresholdArgs& args, int threads) {
     Operand<In> y(static_cast<In*>(args.y), args.y_strides, panel);
     solver.solve(args.k, args.tau, p, d, [&](int64_t step, int64_t steps) { clear(panel, y, step, steps); });
     Lanes<T> lanes;
-    set_lanes(lanes, panel, args.state, args.tau);
+    set_projection(lanes, panel, p, d, args.tau);
     if (const Undecided<T>* tops = solver.tops()) {
       tops->for_each([&](int64_t j, T e) {
         const T value = clip01(((e - lanes.p[0]) - lanes.d[0]) * lanes.rate[0]);
@@ -57,11 +85,17 @@ void project(const ThresholdArgs& args, int threads) {
         deliver(panel, y, step, steps, out, out_buffer);
       });
     }
+    if (all_regular<T>(p, args.tau, panel.vector(0), panel.live)) return;
     for (int c = 0; c < panel.live; ++c) {
       double tau = at(args.tau, panel.vector(c));
       if (!regular<T>(p[c], d[c], tau)) project_irregular(panel, x, y, c, p[c], d[c], tau);
     }
-  });
+  };
+  if constexpr (std::is_same_v<In, T>) {
+    if (TopRows<T>::suits(plan, args.x_strides) && (!args.y || TopRows<T>::suits(plan, args.y_strides)))
+      return project_rows<T>(args, plan, threads, project_panel);
+  }
+  for_each_panel(plan, threads, project_panel);
 }
 
 }  // namespace

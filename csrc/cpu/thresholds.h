@@ -21,6 +21,17 @@ static inline bool regular(double p, double d, double tau) {
   return p == p && (p != HUGE_VAL || d == 0) && tau > 1 / limit && tau < limit;
 }
 
+// Whether lanes.h can express all of `count` vectors, which false leaves open.
+template <class T>
+static bool all_regular(const double* p, const PerVector& tau, int64_t first, int count) {
+  bool all = true;
+  for (int c = 0; c < (tau.values ? count : 1); ++c) all &= regular<T>(0, 0, at(tau, first + c));
+  double finite = 0;
+#pragma omp simd reduction(+ : finite)
+  for (int c = 0; c < count; ++c) finite += p[c] - p[c];
+  return all && finite == 0;
+}
+
 // The thresholds p + d and temperatures of a panel's vectors; columns that are padding have an infinite threshold.
 struct alignas(64) Thresholds {
   double p[kMaxLanes], d[kMaxLanes], tau[kMaxLanes];
@@ -41,6 +52,27 @@ static void repeat(T* lanes, int width, int columns) {
   }
   for (int first = columns; first < width; first += columns)
     for (int l = 0; l < columns; ++l) lanes[first + l] = lanes[l];
+}
+
+// What sweep_project reads of vectors that have been solved.
+template <class T>
+static void set_projection(Lanes<T>& lanes, const Panel& panel, const double* p, const double* d,
+                           const PerVector& tau) {
+  const int live = panel.live, columns = panel.plan.columns;
+  const double rate = tau.values ? 0 : 1 / tau.value, *temperature = tau.values + (tau.values ? panel.vector(0) : 0);
+#pragma omp simd
+  for (int c = 0; c < live; ++c) {
+    lanes.p[c] = T(p[c]);
+    lanes.d[c] = p[c] - p[c] == 0 ? T(d[c]) : T(0);
+    lanes.rate[c] = T(rate);
+  }
+  for (int c = 0; tau.values && c < live; ++c) lanes.rate[c] = T(1 / temperature[c]);
+  for (int c = live; c < columns; ++c) {
+    lanes.p[c] = T(HUGE_VAL);
+    lanes.d[c] = 0;
+    lanes.rate[c] = 1;
+  }
+  for (T* row : {lanes.p, lanes.d, lanes.rate}) repeat(row, panel.plan.width, columns);
 }
 
 template <class T>

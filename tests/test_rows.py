@@ -1,0 +1,134 @@
+"""Rows side by side on the CPU: batches of them are solved together, and what one holds is nothing to the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hypersimplex_ext import reference, soft_binary_argmax
+
+from .cases import DISTRIBUTIONS, INF, NAN, assert_close, assert_projection, draw
+from .test_jvp import assert_gradients
+
+plain_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+ROWS = 70  # more than a batch of 64, and no multiple of 16
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def mixed(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row of every distribution, and as many normal ones as make ROWS, with their temperatures."""
+    rows = [draw(name, n) for name in DISTRIBUTIONS]
+    rows += [(torch.randn(n), 1.0)] * (ROWS - len(rows))
+    order = torch.randperm(ROWS)
+    temperatures = torch.tensor([tau for _, tau in rows], dtype=torch.float64)
+    return torch.stack([x for x, _ in rows])[order], temperatures[order]
+
+
+@plain_types
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 10, 16, 31, 64, 65, 127, 128])
+def test_short_rows(n: int, dtype: torch.dtype) -> None:
+    for rows in (2, 16, 17, 33, ROWS):
+        x = torch.randn(rows, n).to(dtype)
+        k = torch.rand(rows).double() * n
+        y = soft_binary_argmax(x, k)
+        assert_projection(y, x, k)
+        apart = torch.cat([soft_binary_argmax(row[None], mass[None]) for row, mass in zip(x, k, strict=True)])
+        assert_close(y, apart, 1e-6)
+        for mass in (0.5, n / 2, max(n - 1, 0.25)):
+            assert_projection(soft_binary_argmax(x, mass), x, mass)
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_short_rows_of_every_distribution(n: int) -> None:
+    x, tau = mixed(n)
+    for k in (0.5, 1, n / 2, n - 1):
+        y = soft_binary_argmax(x, k, tau)
+        expected = reference.project_bisection(x.double(), k, tau)
+        assert (y.double() - expected).abs().max() <= 1e-6
+
+
+@plain_types
+@pytest.mark.parametrize("n", [256, 257, 1000, 1023, 4096, 8192])
+def test_rows_of_small_mass(n: int, dtype: torch.dtype) -> None:
+    x = torch.randn(ROWS, n).to(dtype)
+    k = torch.rand(ROWS).double() * n / 40  # small for most of them
+    assert_projection(soft_binary_argmax(x, k), x, k)
+    for mass in (0.25, 1, 5, n / 64):
+        assert_projection(soft_binary_argmax(x, mass), x, mass)
+    assert_gradients(x, k, 0.3 + torch.rand(ROWS).double())
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+@pytest.mark.parametrize("k", [0.5, 1, 5])
+def test_small_mass_of_every_distribution(n: int, k: float) -> None:
+    x, tau = mixed(n)
+    y = soft_binary_argmax(x, k, tau)
+    expected = reference.project_bisection(x.double(), k, tau)
+    assert (y.double() - expected).abs().max() <= 1e-6
+    assert_gradients(x, torch.full((ROWS,), k, dtype=torch.float64), tau)
+
+
+def test_thresholds_in_a_gap_are_its_middle() -> None:
+    """With the k ones far above the rest, whether the tops of a row show the rest or not."""
+    x = torch.randn(ROWS, 1000)
+    x[:, ::200] += 40
+    x[1::2, 7] = x[1::2, ::200].amin(1) - 9
+    _, t = soft_binary_argmax(x, 5, return_threshold=True)
+    top = x.double().topk(6).values
+    assert_close(t, ((top[:, 4] - 1) + top[:, 5]) / 2, 1e-6)
+
+
+@plain_types
+def test_special_rows_do_not_spoil_a_batch(dtype: torch.dtype) -> None:
+    x = torch.randn(ROWS, 500).to(dtype)
+    x[3, 17] = NAN
+    x[5, 499] = NAN
+    x[7, 60] = INF
+    x[9, :6] = INF
+    x[11] = -INF
+    x[13, :498] = -INF
+    x[15, 100:] = -INF
+    x.requires_grad_()
+    y = soft_binary_argmax(x, 4)
+    (grad,) = torch.autograd.grad(y, x, torch.randn_like(x))
+    special = [3, 5, 7, 9, 11, 13, 15]
+    assert y[[3, 5]].isnan().all()
+    assert grad[[3, 5]].isnan().all()
+    assert y[7, 60] == 1
+    assert_close(y[9, :6], torch.full((6,), 4 / 6), 1e-6)
+    assert (y[11] == 0).all()
+    assert (y[13] == (x[13] > -INF)).all()
+    assert_projection(y[15, :100].detach(), x[15, :100].detach(), 4)
+    others = [i for i in range(ROWS) if i not in special]
+    assert_projection(y[others].detach(), x[others].detach(), 4)
+    assert torch.equal(y[others], soft_binary_argmax(torch.cat([x[others], x[:7]]), 4)[: len(others)])
+    assert (grad[[9, 11, 13]] == 0).all()
+
+
+@pytest.mark.parametrize("share", [1 / 64, 1 / 16, 1 / 2])
+def test_gradients_of_rows_with_few_active_entries_and_many(share: float) -> None:
+    """Up to one entry in sixteen, each row by itself."""
+    for n in (256, 1000, 8192):
+        x = torch.randn(ROWS, n)
+        k = share * n * (0.5 + torch.rand(ROWS).double())
+        tau = torch.where(torch.arange(ROWS) % 2 == 0, 1.0, 0.05).double()
+        assert assert_gradients(x, k, tau).any()
+
+
+def test_rows_apart_and_results_apart() -> None:
+    """Strides between rows, and gradients that are expanded, transposed, or strided."""
+    wide = torch.randn(ROWS, 1500)
+    for x in (wide[:, 3:1000], wide[::2, :999], wide.t().contiguous().t()[:, :700], wide[:, ::2]):
+        y = soft_binary_argmax(x, 5)
+        assert_projection(y, x, 5)
+        state = reference.threshold(x.double(), torch.full((len(x),), 5.0), 1.0, -1)
+        leaf = x.detach().requires_grad_()
+        result = soft_binary_argmax(leaf, 5)
+        for v in (torch.randn(x.shape), torch.randn(x.shape[1]).expand(x.shape), torch.randn(x.t().shape).t()):
+            (grad,) = torch.autograd.grad(result, leaf, v, retain_graph=True)
+            expected, _ = reference.jvp(x.double(), v.double(), state, 1.0, -1)
+            assert_close(grad, expected, 1e-5)
