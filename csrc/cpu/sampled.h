@@ -24,31 +24,7 @@ struct Bracket {
         inner_floor(active_floor<T>(hi)),
         inner_ceiling(active_ceiling<T>(lo, tau)),
         ceiling(active_ceiling<T>(hi, tau)) {}
-};
-
-// n^(2/3) entries in groups from all over a long vector.
-template <class T>
-class Sample {
- public:
-  template <class Entries>
-  Sample(const Plan& plan, const Entries& entries) {
-    list_ = static_cast<T*>(::operator new(size(plan.n) * sizeof(T), std::align_val_t(64)));
-    alignas(64) T buffer[kWidth];
-    const int64_t groups = size(plan.n) / kGroup;
-    for (int64_t i = 0; i < groups; ++i) {
-      const T* step = entries(int64_t(double(i) / double(groups) * double(plan.full_steps)), 1, buffer).at;
-      memcpy(list_ + i * kGroup, step + i % (kWidth / kGroup) * kGroup, kGroup * sizeof(T));
-    }
-  }
-  Sample(const Sample&) = delete;
-  ~Sample() { ::operator delete(list_, std::align_val_t(64)); }
-
-  static int64_t size(int64_t n) { return int64_t(cbrt(double(n) * double(n))) / kWidth * kWidth; }
-  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
-
- private:
-  static constexpr int kWidth = 4 * kGroup;  // of a long vector's panel
-  T* list_;
+  bool open() const { return hi.d == HUGE_VAL; }  // no upper end: whatever is not zero is undecided
 };
 
 // What a sweep makes of a vector's entries given a bracket: sums over those that are decided, a list of the others.
@@ -82,7 +58,33 @@ class Undecided {
     count_ += next.count_;
   }
 
-  void add(const T* x, int64_t entries, const Bracket<T>& bracket) {
+  // x_first, ... into sums and list. For an open bracket the list holds every NaN too, and the places.
+  void add(const T* x, int64_t first, int64_t entries, const Bracket<T>& bracket) {
+    if (bracket.open())
+      list_tops(x, first, entries, bracket.floor);
+    else
+      sort_out(x, entries, bracket);
+  }
+
+  int64_t count() const { return count_; }
+  // Calls body(j, x_j) for every top.
+  template <class Body>
+  void for_each(const Body& body) const {
+    for (int64_t i = 0; i < count_; ++i) body(places_[i], list_[i]);
+  }
+
+  // As a vector of its own, never empty and padded with -inf.
+  int64_t length() const { return count_ > 0 ? count_ : 1; }
+  void pad() {
+    reserve(kWidth, false);
+    for (int l = 0; l < kWidth; ++l) list_[count_ + l] = -T(HUGE_VAL);
+  }
+  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
+
+ private:
+  static constexpr int kWidth = 4 * kGroup;
+
+  void sort_out(const T* x, int64_t entries, const Bracket<T>& bracket) {
     using V = Vector<T>;
     origin = bracket.lo.p;
     reserve(entries, false);
@@ -112,8 +114,7 @@ class Undecided {
     total(sums, sum);
   }
 
-  // For an infinite hi: entries x_first, ... above `floor`, and every NaN, with their places.
-  void add_tops(const T* x, int64_t first, int64_t entries, T floor) {
+  void list_tops(const T* x, int64_t first, int64_t entries, T floor) {
     struct Hit {
       int64_t at;
       unsigned lanes;
@@ -136,24 +137,6 @@ class Undecided {
       }
     }
   }
-
-  int64_t count() const { return count_; }
-  // Calls body(j, x_j) for every top.
-  template <class Body>
-  void for_each(const Body& body) const {
-    for (int64_t i = 0; i < count_; ++i) body(places_[i], list_[i]);
-  }
-
-  // As a vector of its own, never empty and padded with -inf.
-  int64_t length() const { return count_ > 0 ? count_ : 1; }
-  void pad() {
-    reserve(kWidth, false);
-    for (int l = 0; l < kWidth; ++l) list_[count_ + l] = -T(HUGE_VAL);
-  }
-  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
-
- private:
-  static constexpr int kWidth = 4 * kGroup;
 
   template <class V>
   static void total(const V& lanes, double& sum) {
@@ -185,6 +168,39 @@ class Undecided {
   T* list_ = nullptr;
   int64_t* places_ = nullptr;
   int64_t count_ = 0, capacity_ = 0;
+};
+
+// n^(2/3) entries in groups from all over a long vector.
+template <class T>
+class Sample {
+ public:
+  template <class Entries>
+  Sample(const Plan& plan, const Entries& entries) : size_(size_of(plan.n)) {
+    list_ = static_cast<T*>(::operator new(size_ * sizeof(T), std::align_val_t(64)));
+    alignas(64) T buffer[kWidth];
+    const int64_t groups = size_ / kGroup;
+    for (int64_t i = 0; i < groups; ++i) {
+      const T* step = entries(int64_t(double(i) / double(groups) * double(plan.full_steps)), 1, buffer).at;
+      memcpy(list_ + i * kGroup, step + i % (kWidth / kGroup) * kGroup, kGroup * sizeof(T));
+    }
+  }
+  Sample(const Sample&) = delete;
+  ~Sample() { ::operator delete(list_, std::align_val_t(64)); }
+
+  static int64_t size_of(int64_t n) { return int64_t(cbrt(double(n) * double(n))) / kWidth * kWidth; }
+  int64_t size() const { return size_; }
+  // How many a bracket leaves undecided.
+  int64_t undecided(const Bracket<T>& bracket) const {
+    Undecided<T> trial;
+    for (int64_t j = 0; j < size_; j += kBlock) trial.add(list_ + j, j, smaller(kBlock, size_ - j), bracket);
+    return trial.count();
+  }
+  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
+
+ private:
+  static constexpr int kWidth = 4 * kGroup;  // of a long vector's panel
+  const int64_t size_;
+  T* list_;
 };
 
 }  // namespace HYPERSIMPLEX_ISA

@@ -156,7 +156,7 @@ class PanelSolver {
     if (columns_ != 1 || plan_.n < kTops) return false;
     const double mass = at(k, panel_.vector(0)), temperature = at(tau, panel_.vector(0));
     if (!(mass > 0 && mass < double(plan_.n) && temperature > 0 && temperature < HUGE_VAL)) return false;
-    const double size = double(Sample<T>::size(plan_.n)), share = size * (mass / double(plan_.n));
+    const double size = double(Sample<T>::size_of(plan_.n)), share = size * (mass / double(plan_.n));
     const double slack = kDeviations * sqrt(share * (1 - share / size)) + 3;
     const bool tops = share <= slack;
     if (!(tops || (kAppendsVectors && plan_.n >= kSampled)) || share + slack >= size) return false;
@@ -166,13 +166,12 @@ class PanelSolver {
     if (!(lo.p - lo.p == 0 && difference(hi, lo) > 0)) return false;
 
     const Bracket<T> bracket(lo, hi, temperature);
+    if (8 * sample.undecided(bracket) > sample.size()) return false;
     const int64_t most = plan_.n / 8;
     sweep(plan_, threads_, undecided_, [&](int64_t step, int64_t steps, Undecided<T>& out) {
       if (undecided_.count() > most) return;
       alignas(64) T buffer[kBlock];
-      const T* x = entries(step, steps, buffer).at;
-      const int64_t first = step * plan_.width, count = steps * plan_.width;
-      tops ? out.add_tops(x, first, count, bracket.floor) : out.add(x, count, bracket);
+      out.add(entries(step, steps, buffer).at, step * plan_.width, steps * plan_.width, bracket);
       if (tops) visit(step, steps);
     });
     if (undecided_.count() > most) return false;
@@ -190,7 +189,7 @@ class PanelSolver {
   // The threshold at which the sample has this mass.
   Pair sampled_root(const Sample<T>& sample, double mass, double tau) const {
     Plan plan = plan_;
-    plan.set_length(Sample<T>::size(plan_.n));
+    plan.set_length(sample.size());
     const Panel panel(plan, panel_.index);
     Pair t;
     PanelSolver<T, Sample<T>>(panel, 1, sample).solve({nullptr, mass}, {nullptr, tau}, &t.p, &t.d);
