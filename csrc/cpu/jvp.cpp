@@ -57,10 +57,12 @@ class SparseRows {
 
   template <class Body>
   void multiply(int threads, const Body& multiply_panel) const {
-    parallel_for(ceil_div(plan_.panels, kGroup), threads_for(plan_, threads), [&](int64_t batch) {
+    threads = threads_for(plan_, threads);
+    const int64_t size = smaller(kGroup, ceil_div(plan_.panels, threads));
+    parallel_for(ceil_div(plan_.panels, size), threads, [&](int64_t batch) {
       int32_t places[kBatch][kMost / kFew + kStretch + kGroup];
-      const int64_t end = smaller((batch + 1) * kGroup, plan_.panels);
-      for (int64_t first = batch * kGroup; first < end; first += kBatch) {
+      const int64_t end = smaller((batch + 1) * size, plan_.panels);
+      for (int64_t first = batch * size; first < end; first += kBatch) {
         int64_t counts[kBatch];
         const int live = int(smaller(kBatch, end - first));
         for (int r = 0; r < live; ++r) counts[r] = prepare(first + r, places[r]);
@@ -190,7 +192,7 @@ void multiply(const JvpArgs& args, int threads) {
   };
   if constexpr (std::is_same_v<In, T>) {
     using Rows = SparseRows<T>;
-    if (plan.panels >= kGroup && Rows::suits(plan, args.x_strides) && Rows::suits(plan, args.v_strides) &&
+    if (Rows::suits(plan, args.x_strides) && Rows::suits(plan, args.v_strides) &&
         (!args.out || Rows::suits(plan, args.out_strides)))
       return Rows(args, plan).multiply(threads, multiply_panel);
   }

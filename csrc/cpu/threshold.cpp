@@ -30,9 +30,11 @@ void clear(const Panel& panel, const Operand<In>& y, int64_t step, int64_t steps
 // Rows in batches, as far as their mass is small; the others by project_panel.
 template <class T, class Body>
 void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, const Body& project_panel) {
-  parallel_for(ceil_div(plan.panels, kGroup), threads_for(plan, threads), [&](int64_t batch) {
-    const int64_t first = batch * kGroup;
-    const int live = int(smaller(kGroup, plan.panels - first));
+  threads = threads_for(plan, threads);
+  const int64_t size = smaller(kGroup, ceil_div(plan.panels, threads));
+  parallel_for(ceil_div(plan.panels, size), threads, [&](int64_t batch) {
+    const int64_t first = batch * size;
+    const int live = int(smaller(size, plan.panels - first));
     const T* x[kGroup] = {};
     double mass[kGroup] = {}, tau[kGroup] = {}, *p = args.state.p + first, *d = args.state.d + first;
     bool solved[kGroup];

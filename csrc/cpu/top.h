@@ -15,23 +15,25 @@ template <class T>
 class TopRows {
  public:
   static constexpr int64_t kLeast = 256, kMost = 8192;  // entries of a row: kGroup rows stay near
-  static constexpr int64_t kFew = 64;                   // batches are worth it for so many rows
 
   static bool suits(const Plan& plan, const Strides& strides) {
-    return plan.columns == 1 && plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kLeast && plan.n <= kMost &&
-           plan.panels >= kFew;
+    return plan.columns == 1 && plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kLeast && plan.n <= kMost;
   }
 
   // Row r of `live` begins at x[r]. Sets p, d of the rows that are solved.
   void solve(const T* const* x, int64_t n, int live, const double* mass, const double* tau, double* p, double* d,
              bool* solved) {
+    int searched = 0;
     for (int r = 0; r < kGroup; ++r) {
       const bool small = r < live && mass[r] > 0 && mass[r] <= kMaxima / 3 && mass[r] * 64 <= double(n);
       tops_[r] = small && regular<T>(0, 0, tau[r]) ? kSearched : kLeft;
       mass_[r] = tops_[r] == kSearched ? mass[r] : 0;
       tau_[r] = tops_[r] == kSearched ? tau[r] : 1;
-      if (r < live) sweep_maxima(x[r], n, lists_ + r * kMaxima);
+      searched += tops_[r] == kSearched;
+      solved[r] = false;
     }
+    if (searched == 0) return;
+    for (int r = 0; r < live; ++r) sweep_maxima(x[r], n, lists_ + r * kMaxima);
     find_floors(solved);
     int64_t length = 1;
     for (int r = 0; r < kGroup; ++r) {
