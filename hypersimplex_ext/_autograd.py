@@ -152,12 +152,15 @@ class _Project(Function):
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
         x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no zeros for the state
         return x, mask, k_values, tau_values, output[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         x, mask, k_values, tau_values, state = ctx.saved_tensors
-        needs_k, needs_tau = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        _, _, needs_k, _, needs_tau, _, _ = ctx.needs_input_grad
         grad_k = grad_tau = None
         if torch.is_grad_enabled():  # to be differentiated again
             grad_x = product(grad, x, mask, state, tau_values, ctx.tau, ctx.dim)
@@ -176,6 +179,7 @@ class _Project(Function):
     def tangent(ctx: Any, *tangents: Any) -> Any:
         v, _, k_tangent, _, tau_tangent, _, _ = tangents
         x, mask, k_values, tau_values, state = ctx.saved_tensors
+        v = torch.zeros_like(x) if v is None else v
         if tau_tangent is not None:
             y, _ = project(x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim)
             v = v - (tau_tangent.unsqueeze(ctx.dim) * y).to(v.dtype)

@@ -143,7 +143,7 @@ def jvp(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> Tensor:
     """J v / tau, J = diag(1_A) - 1_A 1_A^T / |A|: the product with the Jacobian in x, and with its transpose."""
-    return _multiply(x, mask, v, state, tau_values, tau, dim, rows=0)[0]
+    return _multiply(x, mask, v, state, tau_values, tau, dim, None)
 
 
 def _vjp_fake(
@@ -161,7 +161,8 @@ def vjp(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """`jvp`, and the gradients in k, mean_A(v), and in tau, -(1 / tau) sum_A (v - mean_A(v)) y: [2, *rest]."""
-    return _multiply(x, mask, v, state, tau_values, tau, dim, rows=2)
+    sums = _per_vector(x, dim, 2)
+    return _multiply(x, mask, v, state, tau_values, tau, dim, sums), sums
 
 
 def _multiply(
@@ -172,16 +173,19 @@ def _multiply(
     tau_values: Tensor | None,
     tau: float,
     dim: int,
-    rows: int,  # of sums: 0 or 2
-) -> tuple[Tensor, Tensor]:
+    sums: Tensor | None,  # to be filled
+) -> Tensor:
     x, layout, out = _prepare(x, mask, dim)
-    sums = _per_vector(x, dim, rows)
     if x.numel() == 0:
-        return out, sums.zero_()
+        if sums is not None:
+            sums.zero_()
+        return out
     backend = backend_of(x.device)
     if backend is None:
         product, row_sums = reference.jvp(x, v, state, tau if tau_values is None else tau_values, dim)
-        return out.copy_(product), sums.copy_(row_sums[:rows])
+        if sums is not None:
+            sums.copy_(row_sums)
+        return out.copy_(product)
     v = v.to(x.dtype)
     if layout.strides(v) is None:
         v = v.contiguous()
@@ -191,9 +195,9 @@ def _multiply(
         x.device,
         *(DTYPES[x.dtype], layout.shape, *_located(x, layout), *_located(v, layout), state.data_ptr()),
         *(_address(tau_values), tau, *_located(out, layout)),
-        *((sums[0].data_ptr(), sums[1].data_ptr()) if rows else (0, 0)),
+        *((0, 0) if sums is None else (sums[0].data_ptr(), sums[1].data_ptr())),
     )
-    return out, sums
+    return out
 
 
 # ---- loss ----
