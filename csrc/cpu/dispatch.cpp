@@ -44,9 +44,12 @@ HYPERSIMPLEX_DECLARE(avx512);
 
 namespace {
 
-Clone choose() {
-  const char* wish = std::getenv("HYPERSIMPLEX_ISA");
-  std::string limit = wish ? wish : "";
+std::string wish() {
+  const char* isa = std::getenv("HYPERSIMPLEX_ISA");
+  return isa ? isa : "";
+}
+
+Clone choose(const std::string& limit) {
   if (limit != "" && limit != "baseline" && limit != "avx2" && limit != "avx512")
     throw std::invalid_argument("HYPERSIMPLEX_ISA must be baseline, avx2 or avx512, got " + limit);
 #ifdef __x86_64__
@@ -61,8 +64,15 @@ Clone choose() {
 }
 
 const Clone& clone() {
-  static const Clone chosen = choose();
+  static const Clone chosen = choose(wish());
   return chosen;
+}
+
+// For a loss of few logits: it would be over before a processor's widest vectors had come up to speed.
+const Clone& clone(const Shape& shape) {
+  constexpr int64_t kFew = 4096;
+  static const Clone quick = wish() == "" ? choose("avx2") : clone();
+  return shape.outer * shape.inner * shape.n1 * shape.n2 <= kFew ? quick : clone();
 }
 
 }  // namespace
@@ -71,9 +81,11 @@ namespace cpu {
 
 void threshold(const ThresholdArgs& args, int threads) { clone().threshold(args, threads); }
 void jvp(const JvpArgs& args, int threads) { clone().jvp(args, threads); }
-void loss_forward(const LossArgs& args, void* loss, int threads) { clone().loss_forward(args, loss, threads); }
+void loss_forward(const LossArgs& args, void* loss, int threads) {
+  clone(args.shape).loss_forward(args, loss, threads);
+}
 void loss_backward(const LossArgs& args, const LossBackward& backward, int threads) {
-  clone().loss_backward(args, backward, threads);
+  clone(args.shape).loss_backward(args, backward, threads);
 }
 void sort(const SortArgs& args, int threads) { clone().sort(args, threads); }
 void isotonic(const IsotonicArgs& args, int threads) { clone().isotonic(args, threads); }
