@@ -73,10 +73,12 @@ static inline void transpose_chunks(Vector<T>* v) {
   }
 }
 
-// Calls body(j) where kChunk columns begin, so that all n >= kChunk are covered: the last may overlap.
+// Calls body(j, r) for tiles of kChunk columns and a vector's rows, so that all n >= kChunk columns are covered: the
+// last tiles may overlap.
 template <class T, class Body>
-static inline void for_each_chunk_of_columns(int64_t n, const Body& body) {
-  for (int64_t j = 0; j < n; j += kChunk<T>) body(j + kChunk<T> <= n ? j : n - kChunk<T>);
+static inline void for_each_tile(int64_t n, const Body& body) {
+  for (int64_t j = 0; j < n; j += kChunk<T>)
+    for (int r = 0; r < kGroup; r += kVectorLanes<T>) body(j + kChunk<T> <= n ? j : n - kChunk<T>, r);
 }
 #endif
 
@@ -84,13 +86,11 @@ template <class T>
 static inline void rows_to_lanes(const T* rows, int64_t stride, int64_t n, T* lanes, int64_t pitch) {
 #ifdef HYPERSIMPLEX_SHUFFLE
   if (n >= kChunk<T>) {
-    for_each_chunk_of_columns<T>(n, [&](int64_t j) {
-      for (int r = 0; r < kGroup; r += kVectorLanes<T>) {
-        Vector<T> v[kChunk<T>];
-        for (int i = 0; i < kChunk<T>; ++i) v[i] = load_chunks<T>(rows + (r + i) * stride + j, kChunk<T> * stride);
-        transpose_chunks<T>(v);
-        for (int i = 0; i < kChunk<T>; ++i) store_vector<T>(v[i], lanes + (j + i) * pitch + r);
-      }
+    for_each_tile<T>(n, [&](int64_t j, int r) {
+      Vector<T> v[kChunk<T>];
+      for (int i = 0; i < kChunk<T>; ++i) v[i] = load_chunks<T>(rows + (r + i) * stride + j, kChunk<T> * stride);
+      transpose_chunks<T>(v);
+      for (int i = 0; i < kChunk<T>; ++i) store_vector<T>(v[i], lanes + (j + i) * pitch + r);
     });
     return;
   }
@@ -103,13 +103,11 @@ template <class T>
 static inline void lanes_to_rows(const T* lanes, int64_t pitch, int64_t n, T* rows, int64_t stride) {
 #ifdef HYPERSIMPLEX_SHUFFLE
   if (n >= kChunk<T>) {
-    for_each_chunk_of_columns<T>(n, [&](int64_t j) {
-      for (int r = 0; r < kGroup; r += kVectorLanes<T>) {
-        Vector<T> v[kChunk<T>];
-        for (int i = 0; i < kChunk<T>; ++i) v[i] = load_vector(lanes + (j + i) * pitch + r);
-        transpose_chunks<T>(v);
-        for (int i = 0; i < kChunk<T>; ++i) store_chunks<T>(v[i], rows + (r + i) * stride + j, kChunk<T> * stride);
-      }
+    for_each_tile<T>(n, [&](int64_t j, int r) {
+      Vector<T> v[kChunk<T>];
+      for (int i = 0; i < kChunk<T>; ++i) v[i] = load_vector(lanes + (j + i) * pitch + r);
+      transpose_chunks<T>(v);
+      for (int i = 0; i < kChunk<T>; ++i) store_chunks<T>(v[i], rows + (r + i) * stride + j, kChunk<T> * stride);
     });
     return;
   }
