@@ -42,29 +42,20 @@ ActiveSums multiply_irregular(const Panel& panel, const Operand<const In>& x, co
   return sums;
 }
 
-// Rows with few active entries, kBatch at a time: their places are listed, and so v is read there alone, and asked for
+// Rows with few active entries, kAhead at a time: their places are listed, and so v is read there alone, and asked for
 // while the next rows are searched. The others are left to multiply_panel.
 template <class T>
 class SparseRows {
  public:
-  static constexpr int64_t kLeast = 256, kMost = 8192;  // entries of a row
-
-  static bool suits(const Plan& plan, const Strides& strides) {
-    return plan.columns == 1 && plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kLeast && plan.n <= kMost;
-  }
-
   SparseRows(const JvpArgs& args, const Plan& plan) : args_(args), plan_(plan) {}
 
   template <class Body>
   void multiply(int threads, const Body& multiply_panel) const {
-    threads = threads_for(plan_, threads);
-    const int64_t size = smaller(kGroup, ceil_div(plan_.panels, threads));
-    parallel_for(ceil_div(plan_.panels, size), threads, [&](int64_t batch) {
-      int32_t places[kBatch][kMost / kFew + kStretch + kGroup];
-      const int64_t end = smaller((batch + 1) * size, plan_.panels);
-      for (int64_t first = batch * size; first < end; first += kBatch) {
-        int64_t counts[kBatch];
-        const int live = int(smaller(kBatch, end - first));
+    for_each_batch(plan_, threads, [&](int64_t begin, int rows) {
+      int32_t places[kAhead][kMostRow / kFew + kStretch + kGroup];
+      for (int64_t first = begin; first < begin + rows; first += kAhead) {
+        int64_t counts[kAhead];
+        const int live = int(smaller(kAhead, begin + rows - first));
         for (int r = 0; r < live; ++r) counts[r] = prepare(first + r, places[r]);
         for (int r = 0; r < live; ++r) {
           if (counts[r] >= 0)
@@ -77,7 +68,7 @@ class SparseRows {
   }
 
  private:
-  static constexpr int kBatch = 4;
+  static constexpr int kAhead = 4;
   static constexpr int64_t kFew = 16;  // a row of n entries has few active ones if they are at most n / kFew
   static constexpr int64_t kStretch = 16 * kGroup;
 
@@ -191,10 +182,9 @@ void multiply(const JvpArgs& args, int threads) {
     }
   };
   if constexpr (std::is_same_v<In, T>) {
-    using Rows = SparseRows<T>;
-    if (Rows::suits(plan, args.x_strides) && Rows::suits(plan, args.v_strides) &&
-        (!args.out || Rows::suits(plan, args.out_strides)))
-      return Rows(args, plan).multiply(threads, multiply_panel);
+    if (in_batches(plan, args.x_strides) && in_batches(plan, args.v_strides) &&
+        (!args.out || in_batches(plan, args.out_strides)))
+      return SparseRows<T>(args, plan).multiply(threads, multiply_panel);
   }
   for_each_panel(plan, threads, multiply_panel);
 }

@@ -16,12 +16,14 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-constexpr int kBlock = 4096;          // entries whose sums are kept in T
-constexpr int kBlocksPerChunk = 4;    // blocks between two places where threads may part
-constexpr int kAbreast = 8 * kGroup;  // columns side by side where a matrix is walked row by row
-constexpr int kTeam = 16;             // panels side by side that one thread takes together
-constexpr int64_t kShort = 128;       // vectors up to this length go side by side
-constexpr int kRows = 4 * kGroup;     // how many of them, as far as they make one block
+constexpr int kBlock = 4096;                         // entries whose sums are kept in T
+constexpr int kBlocksPerChunk = 4;                   // blocks between two places where threads may part
+constexpr int kAbreast = 8 * kGroup;                 // columns side by side where a matrix is walked row by row
+constexpr int kTeam = 16;                            // panels side by side that one thread takes together
+constexpr int64_t kShort = 128;                      // vectors up to this length go side by side
+constexpr int kRows = 4 * kGroup;                    // how many of them, as far as they make one block
+constexpr int kWide = 4 * kGroup;                    // lanes of a long vector
+constexpr int64_t kLeastRow = 256, kMostRow = 8192;  // rows that may go in batches: kGroup of them stay near
 
 static inline double at(const PerVector& numbers, int64_t v) {
   return numbers.values ? numbers.values[v] : numbers.value;
@@ -47,6 +49,11 @@ struct Plan {
     chunk_steps = columns == width ? block_steps : block_steps * kBlocksPerChunk;  // a matrix is walked row by row
     chunks = ceil_div(steps, chunk_steps);
   }
+  Plan with_length(int64_t entries) const {
+    Plan plan = *this;
+    plan.set_length(entries);
+    return plan;
+  }
 };
 
 // max_columns: how many columns of a matrix go side by side. 64 of a few thousand rows stay in the nearest cache but
@@ -71,7 +78,7 @@ static inline Plan make_plan(const Shape& shape, const Strides& strides, int max
     plan.columns = plan.width = int(smaller(groups * kGroup, kRows));
   } else {
     plan.columns = 1;
-    plan.width = plan.n < 2 * kShort ? kGroup : 4 * kGroup;
+    plan.width = plan.n < 2 * kShort ? kGroup : kWide;
   }
   plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
   plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);
@@ -289,6 +296,21 @@ static void for_each_panel(const Plan& plan, int threads, const Body& body) {
   parallel_for(
       plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); },
       batch > 1 ? batch : 1);
+}
+
+// Whether the vectors are rows that for_each_batch serves, their entries side by side.
+static inline bool in_batches(const Plan& plan, const Strides& strides) {
+  return plan.columns == 1 && plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kLeastRow && plan.n <= kMostRow;
+}
+
+// Runs body(first, live) over all panels, `live` of them from `first` on together: kGroup, or fewer where that leaves
+// threads without any.
+template <class Body>
+static void for_each_batch(const Plan& plan, int threads, const Body& body) {
+  threads = threads_for(plan, threads);
+  const int64_t size = smaller(kGroup, ceil_div(plan.panels, threads));
+  parallel_for(ceil_div(plan.panels, size), threads,
+               [&](int64_t i) { body(i * size, int(smaller(size, plan.panels - i * size))); });
 }
 
 // Runs body(first, last, threads) over all panels, the panels first <= i < last together: those side by side in a wide

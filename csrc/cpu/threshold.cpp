@@ -30,11 +30,7 @@ void clear(const Panel& panel, const Operand<In>& y, int64_t step, int64_t steps
 // Rows in batches, as far as their mass is small; the others by project_panel.
 template <class T, class Body>
 void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, const Body& project_panel) {
-  threads = threads_for(plan, threads);
-  const int64_t size = smaller(kGroup, ceil_div(plan.panels, threads));
-  parallel_for(ceil_div(plan.panels, size), threads, [&](int64_t batch) {
-    const int64_t first = batch * size;
-    const int live = int(smaller(size, plan.panels - first));
+  for_each_batch(plan, threads, [&](int64_t first, int live) {
     const T* x[kGroup] = {};
     double mass[kGroup] = {}, tau[kGroup] = {}, *p = args.state.p + first, *d = args.state.d + first;
     bool solved[kGroup];
@@ -94,7 +90,7 @@ void project(const ThresholdArgs& args, int threads) {
     }
   };
   if constexpr (std::is_same_v<In, T>) {
-    if (TopRows<T>::suits(plan, args.x_strides) && (!args.y || TopRows<T>::suits(plan, args.y_strides)))
+    if (in_batches(plan, args.x_strides) && (!args.y || in_batches(plan, args.y_strides)))
       return project_rows<T>(args, plan, threads, project_panel);
   }
   for_each_panel(plan, threads, project_panel);

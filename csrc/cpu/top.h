@@ -14,12 +14,6 @@ namespace HYPERSIMPLEX_ISA {
 template <class T>
 class TopRows {
  public:
-  static constexpr int64_t kLeast = 256, kMost = 8192;  // entries of a row: kGroup rows stay near
-
-  static bool suits(const Plan& plan, const Strides& strides) {
-    return plan.columns == 1 && plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kLeast && plan.n <= kMost;
-  }
-
   // Row r of `live` begins at x[r]. Sets p, d of the rows that are solved.
   void solve(const T* const* x, int64_t n, int live, const double* mass, const double* tau, double* p, double* d,
              bool* solved) {
