@@ -3,8 +3,9 @@
 // into a list, on which the search goes on. Where the mass is small the list holds all of the vector that is not zero.
 #pragma once
 
-#include <new>
+#include <utility>
 
+#include "aligned.h"
 #include "panel.h"
 
 namespace hypersimplex {
@@ -32,14 +33,7 @@ template <class T>
 class Undecided {
  public:
   double ones = 0, active = 0;  // how many are one, how many active
-  double sum = 0, origin = 0;   // the active ones' sum of x - origin
-
-  Undecided() = default;
-  Undecided(const Undecided&) = delete;
-  ~Undecided() {
-    if (list_) ::operator delete(list_, std::align_val_t(64));
-    if (places_) ::operator delete(places_, std::align_val_t(64));
-  }
+  double sum = 0;               // the active ones' sum of x - lo.p
 
   void clear(int) {
     ones = active = sum = 0;
@@ -50,7 +44,6 @@ class Undecided {
     ones += next.ones;
     active += next.active;
     sum += next.sum;
-    origin = next.origin;
     if (next.count_ == 0) return;
     reserve(next.count_, next.places_ != nullptr);
     memcpy(list_ + count_, next.list_, next.count_ * sizeof(T));
@@ -76,17 +69,14 @@ class Undecided {
   // As a vector of its own, never empty and padded with -inf.
   int64_t length() const { return count_ > 0 ? count_ : 1; }
   void pad() {
-    reserve(kWidth, false);
-    for (int l = 0; l < kWidth; ++l) list_[count_ + l] = -T(HUGE_VAL);
+    reserve(kWide, false);
+    for (int l = 0; l < kWide; ++l) list_[count_ + l] = -T(HUGE_VAL);
   }
-  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
+  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWide, kWide}; }
 
  private:
-  static constexpr int kWidth = 4 * kGroup;
-
   void sort_out(const T* x, int64_t entries, const Bracket<T>& bracket) {
     using V = Vector<T>;
-    origin = bracket.lo.p;
     reserve(entries, false);
     const V floor = V{} + bracket.floor, inner_floor = V{} + bracket.inner_floor,
             inner_ceiling = V{} + bracket.inner_ceiling, p = V{} + T(bracket.lo.p),
@@ -156,17 +146,14 @@ class Undecided {
     if (with_places && !places_) grow(places_);
   }
   template <class Item>
-  void grow(Item*& items) {
-    Item* more = static_cast<Item*>(::operator new(capacity_ * sizeof(Item), std::align_val_t(64)));
-    if (items) {
-      memcpy(more, items, count_ * sizeof(Item));
-      ::operator delete(items, std::align_val_t(64));
-    }
-    items = more;
+  void grow(Aligned<Item>& items) {
+    Aligned<Item> more(capacity_);
+    if (items) memcpy(more, items, count_ * sizeof(Item));
+    items = std::move(more);
   }
 
-  T* list_ = nullptr;
-  int64_t* places_ = nullptr;
+  Aligned<T> list_;
+  Aligned<int64_t> places_;
   int64_t count_ = 0, capacity_ = 0;
 };
 
@@ -175,19 +162,16 @@ template <class T>
 class Sample {
  public:
   template <class Entries>
-  Sample(const Plan& plan, const Entries& entries) : size_(size_of(plan.n)) {
-    list_ = static_cast<T*>(::operator new(size_ * sizeof(T), std::align_val_t(64)));
-    alignas(64) T buffer[kWidth];
+  Sample(const Plan& plan, const Entries& entries) : size_(size_of(plan.n)), list_(size_) {
+    alignas(64) T buffer[kWide];
     const int64_t groups = size_ / kGroup;
     for (int64_t i = 0; i < groups; ++i) {
       const T* step = entries(int64_t(double(i) / double(groups) * double(plan.full_steps)), 1, buffer).at;
-      memcpy(list_ + i * kGroup, step + i % (kWidth / kGroup) * kGroup, kGroup * sizeof(T));
+      memcpy(list_ + i * kGroup, step + i % (kWide / kGroup) * kGroup, kGroup * sizeof(T));
     }
   }
-  Sample(const Sample&) = delete;
-  ~Sample() { ::operator delete(list_, std::align_val_t(64)); }
 
-  static int64_t size_of(int64_t n) { return int64_t(cbrt(double(n) * double(n))) / kWidth * kWidth; }
+  static int64_t size_of(int64_t n) { return int64_t(cbrt(double(n) * double(n))) / kWide * kWide; }
   int64_t size() const { return size_; }
   // How many a bracket leaves undecided.
   int64_t undecided(const Bracket<T>& bracket) const {
@@ -195,12 +179,11 @@ class Sample {
     for (int64_t j = 0; j < size_; j += kBlock) trial.add(list_ + j, j, smaller(kBlock, size_ - j), bracket);
     return trial.count();
   }
-  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWidth, kWidth}; }
+  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWide, kWide}; }
 
  private:
-  static constexpr int kWidth = 4 * kGroup;  // of a long vector's panel
   const int64_t size_;
-  T* list_;
+  const Aligned<T> list_;
 };
 
 }  // namespace HYPERSIMPLEX_ISA

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <memory>
-#include <new>
 
+#include "aligned.h"
 #include "exact.h"
 #include "panel.h"
 #include "sampled.h"
@@ -27,10 +27,6 @@ class PanelSolver {
     if (all.at == buffer_ && full < plan_.steps) source_(full, 1, buffer_ + full * plan_.width);
     if (all.at == buffer_ || full == plan_.steps) kept_ = all;
   }
-  ~PanelSolver() {
-    if (own_) ::operator delete(own_, std::align_val_t(64));
-  }
-  PanelSolver(const PanelSolver&) = delete;
 
   // Block of x. The step that is not full is copied when it is first asked for: by then its entries are in the cache.
   View<const T> entries(int64_t step, int64_t steps, T* buffer) {
@@ -63,6 +59,7 @@ class PanelSolver {
   bool solve_between(const Bracket<T>& bracket, const Undecided<T>& others, double k, double tau, double* p,
                      double* d) {
     others_ = &others;
+    origin_ = bracket.lo.p;
     const Sweep at_lo = evaluate(bracket.lo, tau), at_hi = evaluate(bracket.hi, tau);
     const bool numbers = at_lo.g == others.ones + others.active + double(others.count());
     if (!numbers || !search_[0].start_between(k, tau, bracket.lo, bracket.hi, at_lo, at_hi)) return false;
@@ -87,7 +84,7 @@ class PanelSolver {
   // Entries that no sweep can read in place, or only with a jump from row to row, are copied once, if they are few.
   void keep() {
     if (kept_.at || plan_.steps * plan_.width > kMaxKept || source_(0, 1, buffer_).stride == plan_.width) return;
-    own_ = static_cast<T*>(::operator new(plan_.steps * plan_.width * sizeof(T), std::align_val_t(64)));
+    own_ = Aligned<T>(plan_.steps * plan_.width);
     for_each_chunk(plan_, threads_, [&](int64_t step, int64_t steps) {
       T* to = own_ + step * plan_.width;
       View<const T> from = source_(step, steps, to);
@@ -176,8 +173,7 @@ class PanelSolver {
     });
     if (undecided_.count() > most) return false;
     undecided_.pad();
-    Plan plan = plan_;
-    plan.set_length(undecided_.length());
+    const Plan plan = plan_.with_length(undecided_.length());
     const Panel panel(plan, panel_.index);
     PanelSolver<T, Undecided<T>> rest(panel, 1, undecided_);
     if (!tops) return rest.solve_between(bracket, undecided_, mass, temperature, p, d);
@@ -188,11 +184,9 @@ class PanelSolver {
 
   // The threshold at which the sample has this mass.
   Pair sampled_root(const Sample<T>& sample, double mass, double tau) const {
-    Plan plan = plan_;
-    plan.set_length(sample.size());
-    const Panel panel(plan, panel_.index);
+    const Plan plan = plan_.with_length(sample.size());
     Pair t;
-    PanelSolver<T, Sample<T>>(panel, 1, sample).solve({nullptr, mass}, {nullptr, tau}, &t.p, &t.d);
+    PanelSolver<T, Sample<T>>(Panel(plan, panel_.index), 1, sample).solve({nullptr, mass}, {nullptr, tau}, &t.p, &t.d);
     return t;
   }
 
@@ -266,7 +260,7 @@ class PanelSolver {
     if (others_) {
       at.g += others_->ones + others_->active;
       at.h += others_->ones;
-      at.S += others_->sum + others_->active * (others_->origin - thresholds_.p[c]);
+      at.S += others_->sum + others_->active * (origin_ - thresholds_.p[c]);
     }
     return at;
   }
@@ -379,7 +373,7 @@ class PanelSolver {
   const int threads_;
   const Entries& source_;
   const int columns_;
-  T* own_ = nullptr;
+  Aligned<T> own_;
   View<const T> kept_{nullptr, 0};
   const T* last_ = nullptr;  // the step that is not full
   alignas(64) T buffer_[kBlock], last_buffer_[kMaxLanes];
@@ -391,6 +385,7 @@ class PanelSolver {
   Undecided<T> undecided_;                // of a long vector
   bool tops_ = false;                     // it holds all entries that are not zero
   const Undecided<T>* others_ = nullptr;  // the entries at hand are its list; its sums tell of the vector's others
+  double origin_ = 0;                     // of those sums
   double last_mass_ = -1, last_quantile_ = 0;
 };
 
@@ -398,8 +393,7 @@ class PanelSolver {
 template <class T>
 static void solve_tail(const Panel& panel, const Tail<T>& tail, const PerVector& k, const PerVector& tau, double* p,
                        double* d) {
-  Plan plan = panel.plan;
-  plan.set_length(tail.length());
+  const Plan plan = panel.plan.with_length(tail.length());
   PanelSolver<T, Tail<T>>(Panel(plan, panel.index), 1, tail).solve(k, tau, p, d);
 }
 

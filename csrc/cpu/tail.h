@@ -3,8 +3,7 @@
 // and where they have more than mass k, the threshold lies among them: the solver then works on these few alone.
 #pragma once
 
-#include <new>
-
+#include "aligned.h"
 #include "panel.h"
 
 namespace hypersimplex {
@@ -18,13 +17,6 @@ class Tail {
   static constexpr int64_t kSample = 256, kLeast = 4 * kSample;  // rows
   static constexpr double kSmall = 1.0 / 128;                    // the largest k / n that is worth a try
 
-  Tail() = default;
-  Tail(const Tail&) = delete;
-  ~Tail() {
-    if (list_) ::operator delete(list_, std::align_val_t(64));
-    delete[] steps_;
-  }
-
   template <class Entries>
   void open(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
     const Plan& plan = panel.plan;
@@ -37,8 +29,8 @@ class Tail {
     if (!open_) return;
     width_ = plan.width;
     capacity_ = plan.n / 8;
-    list_ = static_cast<T*>(::operator new(capacity_ * width_ * sizeof(T), std::align_val_t(64)));
-    steps_ = new int32_t[capacity_ * width_];
+    list_ = Aligned<T>(capacity_ * width_);
+    steps_ = Aligned<int32_t>(capacity_ * width_);
     for (int l = 0; l < width_; ++l) count_[l] = 0;
   }
 
@@ -138,8 +130,8 @@ class Tail {
     return true;
   }
 
-  T* list_ = nullptr;
-  int32_t* steps_ = nullptr;
+  Aligned<T> list_;
+  Aligned<int32_t> steps_;
   bool open_ = false;
   int64_t capacity_ = 0, length_ = 0;
   int width_ = 0;
