@@ -296,9 +296,11 @@ _KNOWN_AT_MOST = 1024
 
 def _remember(signature: tuple[Any, ...], input: Tensor, arguments: _loss.Arguments) -> None:
     """Keep the call unless there are tensors whose values may change, or a target that is differentiated at times."""
-    call = _loss.fused_call(input, arguments)
     target, k_values, tau_values, *_ = arguments
-    if call is None or k_values is not None or tau_values is not None or target.requires_grad:
+    if k_values is not None or tau_values is not None or target.requires_grad:
+        return
+    call = _loss.fused_call(input, arguments)
+    if call is None:
         return
     if len(_known) >= _KNOWN_AT_MOST:
         _known.clear()
