@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
-from bench.contender import COPY, OURS, Contender, differentiable, never
+from bench.contender import COPY, OURS, Contender, Prepare, differentiable, never
 from hypersimplex_ext import isotonic_regression, soft_rank, soft_sort, sort
 
 # ---- isotonic regression, one row after the other ----
@@ -79,28 +80,18 @@ def _torchsort_solver(case: Case, x: Tensor) -> Tensor:
 # ---- soft ranks and sorts ----
 
 
-def _torchsort(name: str, regularization: str) -> Callable[[Case, Tensor], Tensor]:
+def _theirs(module: str, name: str, regularization: str) -> Prepare:
     def function(case: Case, x: Tensor) -> Tensor:
-        import torchsort
+        soft = getattr(importlib.import_module(module), name)
+        return soft(x, regularization=regularization)  # type: ignore[no-any-return]
 
-        return getattr(torchsort, name)(x, regularization=regularization)  # type: ignore[no-any-return]
-
-    return function
-
-
-def _fast_soft_sort(name: str, regularization: str) -> Callable[[Case, Tensor], Tensor]:
-    def function(case: Case, x: Tensor) -> Tensor:
-        from fast_soft_sort import pytorch_ops  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-        return getattr(pytorch_ops, name)(x, regularization=regularization)  # type: ignore[no-any-return]
-
-    return function
+    return differentiable(function)
 
 
 def _soft(function: Callable[..., Tensor], regularization: str) -> dict[str, Contender]:
     name = function.__name__
-    theirs = differentiable(_torchsort(name, regularization))
-    original = differentiable(_fast_soft_sort(name, regularization))
+    theirs = _theirs("torchsort", name, regularization)
+    original = _theirs("fast_soft_sort.pytorch_ops", name, regularization)
     return {
         OURS: Contender(differentiable(lambda case, x: function(x, regularization, dim=case.dim))),
         "torchsort": Contender(theirs, "torchsort", "torchsort", applies=_on_cpu),
