@@ -1,8 +1,9 @@
 // Python bindings: integers in, launcher out, C++ exception -> Python exception. Pointers arrive as integers
 // (0 is null), shapes and strides (in elements) as 4-tuples. The submodules `cpu` and `cuda` hold the same functions
 // with the same leading arguments; a cpu function ends in `threads`, a cuda function in `stream, allocate`, where
-// allocate(bytes) returns the address of device memory for this call's workspace. The loss is an object, LossCall,
-// which holds what is the same in every call of one signature, and takes tensors as they are, None for null.
+// allocate(bytes) returns the address of device memory for this call's workspace. Projection and loss are objects,
+// ProjectionCall and LossCall, which hold what is the same in every call of one layout or signature, and take tensors
+// as they are, None for null.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -53,7 +54,7 @@ T* pointer(Address address) {
 }
 Shape shape_of(const Four& a) { return {a[0], a[1], a[2], a[3]}; }
 Strides strides_of(const Four& a) { return {a[0], a[1], a[2], a[3]}; }
-PerVector per_vector(Address values, double value) { return {pointer<const double>(values), value}; }
+PerVector per_vector(const double* values, double value) { return {values, value}; }
 
 // A backend turns (arguments, tail of the Python call) into a launch without the GIL.
 struct Cpu {
@@ -129,44 +130,38 @@ struct Cuda {
 };
 #endif
 
-template <class Backend, class... Tail>
-void define_threshold(py::module_& m) {
-  m.def("threshold", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address k_values, double k,
-                        Address tau_values, double tau, Address y, const Four& y_strides, Address state, Tail... tail) {
-    double* p = pointer<double>(state);  // [2, vectors]
-    Backend::threshold({DType(dtype),
-                        shape_of(shape),
-                        pointer<const void>(x),
-                        strides_of(x_strides),
-                        per_vector(k_values, k),
-                        per_vector(tau_values, tau),
-                        pointer<void>(y),
-                        strides_of(y_strides),
-                        {p, p + shape[0] * shape[1]}},
-                       tail...);
-  });
-}
+// The projection of tensors of one layout, and its products. y and out lie alike.
+template <class Backend>
+struct ProjectionCall {
+  DType dtype;
+  Shape shape;
+  Strides x_strides, y_strides;
+
+  State state_at(double* p) const { return {p, p + shape.outer * shape.inner}; }  // [2, vectors]
+};
 
 template <class Backend, class... Tail>
-void define_jvp(py::module_& m) {
-  m.def("jvp", [](int dtype, const Four& shape, Address x, const Four& x_strides, Address v, const Four& v_strides,
-                  Address state, Address tau_values, double tau, Address out, const Four& out_strides, Address grad_k,
-                  Address grad_tau, Tail... tail) {
-    double* p = pointer<double>(state);  // [2, vectors]
-    Backend::jvp({DType(dtype),
-                  shape_of(shape),
-                  pointer<const void>(x),
-                  strides_of(x_strides),
-                  pointer<const void>(v),
-                  strides_of(v_strides),
-                  {p, p + shape[0] * shape[1]},
-                  per_vector(tau_values, tau),
-                  pointer<void>(out),
-                  strides_of(out_strides),
-                  pointer<double>(grad_k),
-                  pointer<double>(grad_tau)},
-                 tail...);
-  });
+void define_projection(py::module_& m) {
+  using Call = ProjectionCall<Backend>;
+  // Local: the emulator's module has classes of the same names.
+  py::class_<Call>(m, "ProjectionCall", py::module_local())
+      .def(py::init([](int dtype, const Four& shape, const Four& x_strides, const Four& y_strides) {
+        return Call{DType(dtype), shape_of(shape), strides_of(x_strides), strides_of(y_strides)};
+      }))
+      .def("threshold",
+           [](const Call& call, Data x, Data k_values, double k, Data tau_values, double tau, Data y, Data state,
+              Tail... tail) {
+             Backend::threshold({call.dtype, call.shape, x, call.x_strides, per_vector(k_values, k),
+                                 per_vector(tau_values, tau), y, call.y_strides, call.state_at(state)},
+                                tail...);
+           })
+      .def("jvp", [](const Call& call, Data x, Data v, const Four& v_strides, Data state, Data tau_values, double tau,
+                     Data out, Data sums, Tail... tail) {
+        const State grads = sums.address ? call.state_at(sums) : State{};
+        Backend::jvp({call.dtype, call.shape, x, call.x_strides, v, strides_of(v_strides), call.state_at(state),
+                      per_vector(tau_values, tau), out, call.y_strides, grads.p, grads.d},
+                     tail...);
+      });
 }
 
 // The loss for one signature: all of LossArgs that is the same in every call.
@@ -192,14 +187,13 @@ struct LossCall {
 template <class Backend, class... Tail>
 void define_loss(py::module_& m) {
   using Call = LossCall<Backend>;
-  // Local: the emulator's module has classes of the same names.
   py::class_<Call>(m, "LossCall", py::module_local())
       .def(py::init([](int dtype, const Four& shape, const Four& x_strides, int target_kind, const Four& target_strides,
                        const Four& grad_strides, double k, int mass_kind, double tau, int64_t ignore_index,
                        double label_smoothing, int kind, int reduction) {
         return Call{{DType(dtype), shape_of(shape), nullptr, strides_of(x_strides), TargetKind(target_kind), nullptr,
-                     strides_of(target_strides), MassKind(mass_kind), per_vector(0, k), per_vector(0, tau), nullptr,
-                     nullptr, ignore_index, label_smoothing, LossKind(kind), Reduction(reduction), nullptr},
+                     strides_of(target_strides), MassKind(mass_kind), per_vector(nullptr, k), per_vector(nullptr, tau),
+                     nullptr, nullptr, ignore_index, label_smoothing, LossKind(kind), Reduction(reduction), nullptr},
                     strides_of(grad_strides)};
       }))
       .def("forward", [](const Call& call, const LossTensors& tensors, Data loss,
@@ -271,15 +265,13 @@ PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
   using namespace hypersimplex;
   m.def("build_info", &build_info);
   py::module_ on_cpu = m.def_submodule("cpu");
-  define_threshold<Cpu, int>(on_cpu);
-  define_jvp<Cpu, int>(on_cpu);
+  define_projection<Cpu, int>(on_cpu);
   define_loss<Cpu, int>(on_cpu);
   define_sort<Cpu, int>(on_cpu);
   define_isotonic<Cpu, int>(on_cpu);
 #ifdef HYPERSIMPLEX_WITH_CUDA
   py::module_ on_cuda = m.def_submodule("cuda");
-  define_threshold<Cuda, Address, py::function>(on_cuda);
-  define_jvp<Cuda, Address, py::function>(on_cuda);
+  define_projection<Cuda, Address, py::function>(on_cuda);
   define_loss<Cuda, Address, py::function>(on_cuda);
   define_sort<Cuda, Address, py::function>(on_cuda);
   define_isotonic<Cuda, Address, py::function>(on_cuda);

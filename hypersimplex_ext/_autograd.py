@@ -132,6 +132,13 @@ def project(
     Solved for the threshold or, with `pav`, by sorting and pooling adjacent violators; the state is the same, and so
     are the derivatives that follow from it.
     """
+    if mask is k_values is tau_values is None and not pav and _ops.direct(x) and not transforming():
+        call = _ops.projection_call(x, dim)
+        if call is not None:
+            state = call.new_state()
+            if x.requires_grad and torch.is_grad_enabled():
+                return _apply_directly(x, state, k, tau, call), state
+            return call.threshold(x, None, k, None, tau, state), state
     solve = _PROJECT_PAV if pav else _PROJECT
     result: tuple[Tensor, Tensor] = solve(x, mask, k_values, k, tau_values, tau, dim)
     return result
@@ -187,6 +194,32 @@ class _Project(Function):
         if k_tangent is not None:
             out = out + _share(x, mask, state, tau_values, ctx, k_tangent.unsqueeze(ctx.dim)).to(out.dtype)
         return out, None
+
+
+class _ProjectDirectly(Function):
+    """The projection for one k and one tau where nothing but autograd comes before the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, state: Tensor, k: float, tau: float, call: _ops.ProjectionCall) -> Tensor:
+        ctx.save_for_backward(x, state)
+        ctx.tau, ctx.call = tau, call
+        return call.threshold(x, None, k, None, tau, state)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, state = ctx.saved_tensors
+        tau, call = ctx.tau, ctx.call
+        if torch.is_grad_enabled():  # to be differentiated again
+            grad_x = product(grad, x, None, state, None, tau, call.layout.dim)
+        elif _ops.direct(grad, x) and x.stride() == call.strides:
+            grad_x = call.jvp(x, grad, state, None, tau)
+        else:  # batched, or saved by hooks that gave back something else
+            grad_x = _ops.jvp(x, None, grad, state, None, tau, call.layout.dim)
+        return grad_x, None, None, None, None
+
+
+# Without the look at transforms that Function.apply takes first: here there are none.
+_apply_directly: Callable[..., Tensor] = super(Function, _ProjectDirectly).apply
 
 
 class _ProjectPav(_Project):

@@ -131,10 +131,15 @@ def _sample_strides(sizes: Sequence[int], strides: Sequence[int], last: int) -> 
     return None if along is None else (0, strides[1] if last else 0, strides[0], along)
 
 
+def result_format(x: Tensor, layout: Vectors | Samples) -> torch.memory_format:
+    """Of a result like `x`: with its strides, or contiguous where those do not fit the layout."""
+    fits = layout.strides(torch.empty_like(x, device="meta")) is not None
+    return torch.preserve_format if fits else torch.contiguous_format
+
+
 def output_like(x: Tensor, layout: Vectors | Samples) -> Tensor:
-    """An uninitialised result with the strides of `x`, or contiguous where those do not fit the layout."""
-    out = torch.empty_like(x)
-    return out if layout.strides(out) is not None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    """An uninitialised result in its format."""
+    return torch.empty_like(x, memory_format=result_format(x, layout))
 
 
 def _collapsed(sizes: Sequence[int], strides: Sequence[int]) -> int | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _layout, reference
 from ._backends import Backend, backend_of
-from ._layout import Four, Samples, Vectors
+from ._layout import Vectors
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 LOSS_STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
@@ -81,21 +81,19 @@ def direct(*tensors: Tensor) -> bool:
 # ---- projection ----
 
 
-def _prepare(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Vectors, Tensor]:
-    """The logits with masked entries at -inf, their layout, and an uninitialised result; for fake tensors too."""
-    filled = x if mask is None else x.masked_fill(~mask, -math.inf)
-    filled, layout = _layout.vectors(filled, dim)
-    return filled, layout, _layout.output_like(x, layout)
+def _filled(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Vectors]:
+    """The logits, with masked entries at -inf, in strides that kernels take, and their layout."""
+    return _layout.vectors(x if mask is None else x.masked_fill(~mask, -math.inf), dim)
 
 
-def _per_vector(x: Tensor, dim: int, rows: int) -> Tensor:
-    return x.new_empty((rows, *_layout.rest(x.shape, dim)), dtype=reference.wide_dtype(x.device))
+def _state_like(x: Tensor, dim: int) -> Tensor:
+    return x.new_empty((2, *_layout.rest(x.shape, dim)), dtype=reference.wide_dtype(x.device))
 
 
 def threshold_fake(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
-    return _prepare(x, mask, dim)[2], _per_vector(x, dim, 2)
+    return _layout.output_like(*_filled(x, mask, dim)), _state_like(x, dim)
 
 
 @_operator(
@@ -109,31 +107,24 @@ def threshold(
     """The projection of Eq. 4.3, like `x`, and its state."""
     check_values("k", k_values, x.shape[dim])
     check_values("tau", tau_values)
-    x, layout, y = _prepare(x, mask, dim)
-    state = _per_vector(x, dim, 2)
+    x, layout = _filled(x, mask, dim)
+    call = projection_call(x, dim)
+    if call is not None:
+        state = call.new_state()
+        return call.threshold(x, contiguous(k_values), k, contiguous(tau_values), tau, state), state
+    y, state = _layout.output_like(x, layout), _state_like(x, dim)
     if x.numel() == 0:
         state[0], state[1] = math.inf, 0.0
         return y, state
-    backend = backend_of(x.device)
-    if backend is None:
-        temperature = tau if tau_values is None else tau_values
-        state.copy_(reference.threshold(x, k if k_values is None else k_values, temperature, dim))
-        return y.copy_(reference.evaluate(x, state, temperature, dim)), state
-    k_values, tau_values = contiguous(k_values), contiguous(tau_values)
-    backend.call(
-        backend.kernels.threshold,
-        x.device,
-        *(DTYPES[x.dtype], layout.shape, *_located(x, layout)),
-        *(_address(k_values), k, _address(tau_values), tau),
-        *(*_located(y, layout), state.data_ptr()),
-    )
-    return y, state
+    temperature = tau if tau_values is None else tau_values
+    state.copy_(reference.threshold(x, k if k_values is None else k_values, temperature, dim))
+    return y.copy_(reference.evaluate(x, state, temperature, dim)), state
 
 
 def _jvp_fake(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> Tensor:
-    return _prepare(x, mask, dim)[2]
+    return _layout.output_like(*_filled(x, mask, dim))
 
 
 @_operator(
@@ -149,7 +140,7 @@ def jvp(
 def _vjp_fake(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
-    return _prepare(x, mask, dim)[2], _per_vector(x, dim, 2)
+    return _layout.output_like(*_filled(x, mask, dim)), _state_like(x, dim)
 
 
 @_operator(
@@ -161,7 +152,7 @@ def vjp(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """`jvp`, and the gradients in k, mean_A(v), and in tau, -(1 / tau) sum_A (v - mean_A(v)) y: [2, *rest]."""
-    sums = _per_vector(x, dim, 2)
+    sums = _state_like(x, dim)
     return _multiply(x, mask, v, state, tau_values, tau, dim, sums), sums
 
 
@@ -175,29 +166,87 @@ def _multiply(
     dim: int,
     sums: Tensor | None,  # to be filled
 ) -> Tensor:
-    x, layout, out = _prepare(x, mask, dim)
+    x, layout = _filled(x, mask, dim)
+    call = projection_call(x, dim)
+    if call is not None:
+        return call.jvp(x, v, state.contiguous(), contiguous(tau_values), tau, sums)
+    out = _layout.output_like(x, layout)
     if x.numel() == 0:
         if sums is not None:
             sums.zero_()
         return out
-    backend = backend_of(x.device)
-    if backend is None:
-        product, row_sums = reference.jvp(x, v, state, tau if tau_values is None else tau_values, dim)
-        if sums is not None:
-            sums.copy_(row_sums)
-        return out.copy_(product)
-    v = v.to(x.dtype)
-    if layout.strides(v) is None:
-        v = v.contiguous()
-    state, tau_values = state.contiguous(), contiguous(tau_values)
-    backend.call(
-        backend.kernels.jvp,
-        x.device,
-        *(DTYPES[x.dtype], layout.shape, *_located(x, layout), *_located(v, layout), state.data_ptr()),
-        *(_address(tau_values), tau, *_located(out, layout)),
-        *((0, 0) if sums is None else (sums[0].data_ptr(), sums[1].data_ptr())),
+    product, row_sums = reference.jvp(x, v, state, tau if tau_values is None else tau_values, dim)
+    if sums is not None:
+        sums.copy_(row_sums)
+    return out.copy_(product)
+
+
+def projection_call(x: Tensor, dim: int) -> ProjectionCall | None:
+    """What projections of tensors like this share; None without kernels, entries, or strides that kernels take."""
+    return _projection_calls(backend_of(x.device), x.dtype, x.device, x.shape, x.stride(), dim)
+
+
+class ProjectionCall(NamedTuple):
+    """What calls of one layout share. All tensors but x and v are contiguous."""
+
+    backend: Backend
+    kernels: Any  # ProjectionCall of csrc/bindings.cpp
+    layout: Vectors
+    strides: tuple[int, ...]  # of x
+    result_format: torch.memory_format
+    state: Tensor  # what it is like, but for its strides
+
+    def new_state(self) -> Tensor:
+        """The memory of a state."""
+        return torch.empty_like(self.state, memory_format=torch.contiguous_format)
+
+    def threshold(
+        self, x: Tensor, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, state: Tensor
+    ) -> Tensor:
+        """The projection of `x`; the state is filled."""
+        y = torch.empty_like(x, memory_format=self.result_format)
+        self.backend.call(self.kernels.threshold, x.device, x, k_values, k, tau_values, tau, y, state)
+        return y
+
+    def jvp(
+        self, x: Tensor, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, sums: Tensor | None = None
+    ) -> Tensor:
+        """J v / tau; `sums` is filled with the gradients in k and tau."""
+        if v.dtype != x.dtype:  # a call of Tensor.to takes longer
+            v = v.to(x.dtype)
+        strides = self.layout.strides(v)
+        if strides is None:
+            v = v.contiguous()
+            strides = self.layout.strides(v)
+        out = torch.empty_like(x, memory_format=self.result_format)
+        self.backend.call(self.kernels.jvp, x.device, x, v, strides, state, tau_values, tau, out, sums)
+        return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _projection_calls(
+    backend: Backend | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    dim: int,
+) -> ProjectionCall | None:
+    x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    fitting, layout = _layout.vectors(x, dim)
+    if backend is None or fitting is not x or x.numel() == 0:
+        return None
+    result_format = _layout.result_format(x, layout)
+    result_strides = layout.strides(torch.empty_like(x, memory_format=result_format))
+    number = torch.empty((), dtype=reference.wide_dtype(device), device=device)
+    return ProjectionCall(
+        backend,
+        backend.kernels.ProjectionCall(DTYPES[dtype], layout.shape, layout.strides(x), result_strides),
+        layout,
+        strides,
+        result_format,
+        number.expand(2, *_layout.rest(shape, dim)),
     )
-    return out
 
 
 # ---- loss ----
@@ -303,9 +352,9 @@ def _loss_calls(
     places = _layout.places(shape, strides, target_shape, target_strides)
     if places.strides is None or places.target_strides is None:
         return None
-    kept = torch.empty_like(torch.empty_strided(shape, strides, device="meta"))
-    grad_format = torch.preserve_format if places.samples.strides(kept) is not None else torch.contiguous_format
-    grad_strides = places.samples.strides(torch.empty_like(kept, memory_format=grad_format))
+    x = torch.empty_strided(shape, strides, device="meta")
+    grad_format = _layout.result_format(x, places.samples)
+    grad_strides = places.samples.strides(torch.empty_like(x, memory_format=grad_format))
     layout = places.samples.shape, places.strides, places.dense, places.target_strides, grad_strides
     return LossCall(
         backend,
@@ -321,19 +370,9 @@ def _loss_calls(
 # ---- arguments ----
 
 
-def _located(t: Tensor, layout: Vectors | Samples) -> tuple[int, Four]:
-    strides = layout.strides(t)
-    assert strides is not None, (layout, t.shape, t.stride())
-    return t.data_ptr(), strides
-
-
 def contiguous(t: Tensor | None) -> Tensor | None:
     """`t`, copied if need be."""
     return None if t is None else t.contiguous()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def check_values(name: str, values: Tensor | None, n: int | None = None) -> None:

@@ -61,22 +61,30 @@ def test_tensors_that_reach_beyond_2_to_the_31_entries(emulated, monkeypatch, re
     monkeypatch.setenv("HYPERSIMPLEX_REGIME", regime)
     shape, strides, dim = FAR[layout]
     x, v, y, grad = (spread(shape, strides, torch.bfloat16) for _ in range(4))
-    x.copy_(torch.randn(shape)).requires_grad_()
+    x.copy_(torch.randn(shape))
     v.copy_(torch.randn(shape))
-    outputs = iter((y, grad))
-    monkeypatch.setattr(_layout, "output_like", lambda *_: next(outputs))
     k, tau = shape[dim] // 3, 0.75
-    torch.autograd.grad(soft_binary_argmax(x, k, tau, dim), x, v)
-    assert_projection(y, x.detach(), k, tau, dim)
-    x, v = x.detach().double(), v.double()
+    project_and_differentiate(x, v, y, grad, k, tau, dim)
+    assert_projection(y, x, k, tau, dim)
+    x, v = x.double(), v.double()
     expected = reference.jvp(x, v, reference.threshold(x, k, tau, dim), tau, dim)[0]
     clear = clear_of_kinks(x, k, tau, dim, margin=2e-6).unsqueeze(dim)
     assert clear.any()
     torch.testing.assert_close(grad.double() * clear, expected * clear, rtol=0, atol=0.02)
 
 
+def project_and_differentiate(x, v, y, grad, k, tau, dim):
+    """Both passes into results of any layout; users get those of `x`, made dense."""
+    backend, layout = _backends.BACKENDS["cpu"], _layout.vectors(x, dim)[1]
+    where = [layout.strides(t) for t in (x, y)]
+    call = backend.kernels.ProjectionCall(_ops.DTYPES[x.dtype], layout.shape, *where)
+    state = torch.empty(2, *_layout.rest(x.shape, dim), dtype=torch.float64)
+    backend.call(call.threshold, x.device, x, None, k, None, tau, y, state)
+    backend.call(call.jvp, x.device, x, v, layout.strides(v), state, None, tau, grad, None)
+
+
 def differentiate(x, target, state, grad, settings):
-    """The backward pass into a gradient of any layout; users get that of `x`, made dense."""
+    """The backward pass of the loss, likewise."""
     backend, places = _backends.BACKENDS["cpu"], _layout.places(x.shape, x.stride(), target.shape, target.stride())
     layout = places.samples.shape, places.strides, places.dense, places.target_strides, places.samples.strides(grad)
     call = backend.kernels.LossCall(_ops.DTYPES[x.dtype], *layout, *settings)
