@@ -267,11 +267,14 @@ def loss_and_statistics(
 ) -> tuple[Tensor, _loss.Statistics]:
     """`hypersimplex_loss`, and a function that returns the thresholds and the numbers of active entries, [C] each."""
     signature = None
-    plain = type(input) is type(target) is Tensor and weight is sample_weight is None
-    if plain and _ops.direct(input, target) and not transforming() and _autocast(input) is input:
+    weights = [t for t in (weight, sample_weight) if t is not None]
+    constant = all(type(t) is Tensor and not t.requires_grad for t in (target, *weights))
+    plain = type(input) is Tensor and constant and _ops.direct(input, target, *weights)
+    if plain and not transforming() and _autocast(input) is input:
         signature = (
             input.dtype, input.device, input.shape, input.stride(),
-            target.dtype, target.device, target.shape, target.stride(), target.requires_grad,
+            target.dtype, target.device, target.shape, target.stride(),
+            weight is None, *[(t.dtype, t.device, t.shape) for t in weights],
             type(k), type(tau), type(ignore_index), type(label_smoothing),  # first: 1 == 1.0 == True
             k, tau, ignore_index, label_smoothing, kind, reduction,
         )  # fmt: skip
@@ -280,7 +283,8 @@ def loss_and_statistics(
         except TypeError:  # what cannot be hashed is to be refused
             call = signature = None
         if call is not None:
-            return _loss.fused(input, call, target, None, None, None, None)
+            placed = [t if t is None else t.to(call.state.dtype).contiguous() for t in (weight, sample_weight)]
+            return _loss.fused(input, call, target, None, None, *placed)
     logits, arguments = _checked(
         input, target, k, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction
     )
@@ -295,12 +299,9 @@ _KNOWN_AT_MOST = 1024
 
 
 def _remember(signature: tuple[Any, ...], input: Tensor, arguments: _loss.Arguments) -> None:
-    """Keep the call unless there are tensors whose values may change, or a target that is differentiated at times."""
-    target, k_values, tau_values, *_ = arguments
-    if k_values is not None or tau_values is not None or target.requires_grad:
-        return
+    """Keep the call unless there are tensors whose values are to be checked."""
     call = _loss.fused_call(input, arguments)
-    if call is None:
+    if call is None or arguments.k_values is not None or arguments.tau_values is not None:
         return
     if len(_known) >= _KNOWN_AT_MOST:
         _known.clear()

@@ -157,6 +157,23 @@ def test_what_passed_once_is_told_from_what_must_not():
             hypersimplex_loss(X, LABELS[:4])
 
 
+def test_weights_are_looked_at_in_every_call():
+    for _ in range(2):
+        for name, size in (("weight", 4), ("sample_weight", 5)):
+            for value in (torch.rand(size), torch.rand(size, dtype=torch.float64), torch.rand(2, size).T[:, 0]):
+                found = hypersimplex_loss(X, LABELS, **{name: value})
+                weights = value if name == "weight" else value[:, None]
+                terms = hypersimplex_loss(X, LABELS, reduction="none") * weights
+                torch.testing.assert_close(found, terms.sum() / weights.expand(5, 4).sum(), check_dtype=False)
+            with torch.no_grad():
+                hypersimplex_loss(X, LABELS, **{name: torch.rand(size).requires_grad_()})
+            value = torch.rand(size).requires_grad_()
+            assert torch.autograd.grad(hypersimplex_loss(X, LABELS, **{name: value}), value)[0].abs().sum() > 0
+            for wrong in (torch.rand(size + 1), torch.rand(1, size), torch.ones(size, dtype=torch.bool)):
+                with pytest.raises((TypeError, ValueError), match=f"{name} must"):
+                    hypersimplex_loss(X, LABELS, **{name: wrong})
+
+
 def test_what_is_remembered_is_bounded_and_holds_nothing_of_the_user(monkeypatch):
     monkeypatch.setattr(functional, "_known", known := {})
     monkeypatch.setattr(functional, "_KNOWN_AT_MOST", 3)
