@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from bench.cases import Case
 from bench.clocks import HostClock
-from hypersimplex_ext import _loss, _ops, hypersimplex_loss
+from hypersimplex_ext import _loss, _loss_ops, hypersimplex_loss
 
 _ROUNDS = 15
 
@@ -41,7 +41,7 @@ def parts(case: Case) -> dict[str, float]:
     def node(computes: bool, allocates: bool) -> Callable[[], tuple[Tensor, ...]]:
         class Node(Function):
             @staticmethod
-            def forward(ctx: Any, x: Tensor, tensors: _ops.LossTensors) -> Tensor:
+            def forward(ctx: Any, x: Tensor, tensors: _loss_ops.LossTensors) -> Tensor:
                 ctx.save_for_backward(*tensors)
                 loss = torch.empty_like(kept[0]) if allocates else kept[0]
                 if computes:

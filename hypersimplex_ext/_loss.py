@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _ops, reference
+from . import _loss_ops, _ops, reference
 from ._autograd import product, project, tracing, transforming
 from ._backends import has_kernels
 
@@ -67,17 +67,17 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
     if call is not None:
         target, *others = arguments.tensors
         return fused(x, call, target, *map(_ops.contiguous, others))
-    value, state = _ops.loss_forward(x, *arguments)
+    value, state = _loss_ops.loss_forward(x, *arguments)
     return value, lambda: _statistics(state)
 
 
-def fused_call(x: Tensor, arguments: Arguments) -> _ops.LossCall | None:
+def fused_call(x: Tensor, arguments: Arguments) -> _loss_ops.LossCall | None:
     """What to give `fused` in place of `loss`, where it serves."""
     if not _fusible(x, arguments) or transforming() or x.numel() == 0:
         return None
     if not _ops.direct(x, *[t for t in arguments.tensors if t is not None]):
         return None
-    return _ops.loss_call(x, arguments.target, arguments[_TENSORS:])
+    return _loss_ops.loss_call(x, arguments.target, arguments[_TENSORS:])
 
 
 def _fusible(x: Tensor, arguments: Arguments) -> bool:
@@ -89,11 +89,11 @@ def _fusible(x: Tensor, arguments: Arguments) -> bool:
 
 
 def _statistics(state: Tensor) -> tuple[Tensor, Tensor]:
-    classes = state.shape[0] // _ops.LOSS_STATE_ROWS
+    classes = state.shape[0] // _loss_ops.STATE_ROWS
     return state[:classes] + state[classes : 2 * classes], state[3 * classes : 4 * classes]
 
 
-def fused(x: Tensor, call: _ops.LossCall, *arguments: Tensor | None) -> tuple[Tensor, Statistics]:
+def fused(x: Tensor, call: _loss_ops.LossCall, *arguments: Tensor | None) -> tuple[Tensor, Statistics]:
     """`loss` where nothing comes before the kernels, of the tensors among its arguments."""
     state = torch.empty_like(call.state)
     tensors = (x, state, *arguments)
@@ -106,7 +106,7 @@ class _FusedLoss(Function):
     """The loss of the tensors of a call, of which the first is given twice, for autograd to see."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tensors: _ops.LossTensors, call: _ops.LossCall) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tensors: _loss_ops.LossTensors, call: _loss_ops.LossCall) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.call = call
         return call.forward(tensors)
@@ -118,7 +118,7 @@ class _FusedLoss(Function):
         if torch.is_grad_enabled() or not _ops.direct(grad, x) or (x.stride(), target.stride()) != call.strides:
             # To be differentiated again, or saved by hooks that gave back something else.
             x, state, *others = tensors
-            return _ops.loss_backward(grad, state, x, *others, *call.settings), None, None
+            return _loss_ops.loss_backward(grad, state, x, *others, *call.settings), None, None
         return call.backward(grad, tensors), None, None
 
 
@@ -138,7 +138,7 @@ def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 def _differentiate_loss(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     x, state, *tensors = ctx.saved_tensors
-    return _ops.loss_backward(grad, state, x, *tensors, *ctx.numbers), *(None,) * len(Arguments._fields)
+    return _loss_ops.loss_backward(grad, state, x, *tensors, *ctx.numbers), *(None,) * len(Arguments._fields)
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -152,7 +152,7 @@ def _differentiate_gradient(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     arguments = Arguments(*tensors, *ctx.numbers)
     grad_grad = along = None
     if ctx.needs_input_grad[0]:
-        grad_grad = (_ops.loss_backward(torch.ones_like(grad), state, x, *arguments) * v).sum()
+        grad_grad = (_loss_ops.loss_backward(torch.ones_like(grad), state, x, *arguments) * v).sum()
     if ctx.needs_input_grad[2]:
         along = _times_hessian(v, grad, state, x, arguments)
     return grad_grad, None, along, *(None,) * len(Arguments._fields)

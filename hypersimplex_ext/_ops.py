@@ -19,7 +19,6 @@ from ._backends import Backend, backend_of
 from ._layout import Vectors
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-LOSS_STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
 
 _LIBRARY = torch.library.Library("hypersimplex_ext", "DEF")  # type: ignore[no-untyped-call]
 
@@ -246,124 +245,6 @@ def _projection_calls(
         strides,
         result_format,
         number.expand(2, *_layout.rest(shape, dim)),
-    )
-
-
-# ---- loss ----
-
-_LOSS_ARGUMENTS = (
-    "Tensor x, Tensor target, Tensor? k_values, Tensor? tau_values, Tensor? weight, Tensor? sample_weight, float k,"
-    " int mass_kind, float tau, int ignore_index, float label_smoothing, int kind, int reduction"
-)
-
-
-def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
-    classes = x.shape[1] if x.ndim > 1 else 1
-    return x.new_empty(()), x.new_empty(LOSS_STATE_ROWS * classes + 1, dtype=torch.float64)
-
-
-@_operator(f"loss_forward({_LOSS_ARGUMENTS}) -> (Tensor loss, Tensor state)", _loss_forward_fake)
-def loss_forward(x: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The loss, and what its backward needs: `LOSS_STATE_ROWS` rows [C], then the scale."""
-    loss, state = _loss_forward_fake(x)
-    if x.numel() == 0:
-        state.zero_()[: len(state) // LOSS_STATE_ROWS] = math.inf
-        return loss.fill_(math.nan if arguments[-1] == 0 else 0.0), state
-    call, tensors = _placed(x, state, target, *arguments)
-    return call.forward(tensors), state
-
-
-def _loss_backward_fake(grad: Tensor, state: Tensor, x: Tensor, *_arguments: object) -> Tensor:
-    return _layout.output_like(*_layout.samples(x))
-
-
-@_operator(f"loss_backward(Tensor grad, Tensor state, {_LOSS_ARGUMENTS}) -> Tensor", _loss_backward_fake)
-def loss_backward(grad: Tensor, state: Tensor, x: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-    """The gradient of the loss in `x`."""
-    if x.numel() == 0:
-        return _loss_backward_fake(grad, state, x)
-    call, tensors = _placed(x, state.contiguous(), target, *arguments)
-    return call.backward(grad.to(x.dtype), tensors)
-
-
-def _placed(x: Tensor, state: Tensor, target: Tensor, *arguments: Any) -> tuple[LossCall, LossTensors]:
-    """The call, and its tensors where it wants them; logits and targets are copied where d... does not collapse."""
-    others, settings = map(contiguous, arguments[:4]), arguments[4:]
-    call = loss_call(x, target, settings)
-    if call is None:
-        x, target = _layout.batch(x, target)
-        call = loss_call(x, target, settings)
-        assert call is not None
-    return call, (x, state, target, *others)
-
-
-def loss_call(x: Tensor, target: Tensor, settings: tuple[Any, ...]) -> LossCall | None:
-    """What calls with this signature share; None where d... does not collapse."""
-    backend = backend_of(x.device)
-    return _loss_calls(backend, x.dtype, x.device, x.shape, x.stride(), target.shape, target.stride(), settings)
-
-
-# x, state, target, k_values, tau_values, weight, sample_weight: x has entries, all behind the target are contiguous.
-LossTensors = tuple[Tensor | None, ...]
-
-
-class LossCall(NamedTuple):
-    """What calls of one signature share."""
-
-    backend: Backend
-    kernels: Any  # LossCall of csrc/bindings.cpp
-    strides: tuple[tuple[int, ...], tuple[int, ...]]  # of logits and targets
-    samples: int
-    loss: Tensor  # what the results are like, as torch.empty_like takes half the time of Tensor.new_empty
-    state: Tensor
-    grad_format: torch.memory_format
-    settings: tuple[Any, ...]
-
-    def forward(self, tensors: LossTensors) -> Tensor:
-        """The loss; the state is filled."""
-        if tensors[3] is not None:
-            check_values("k", tensors[3], self.samples)
-        if tensors[4] is not None:
-            check_values("tau", tensors[4])
-        loss = torch.empty_like(self.loss)
-        self.backend.call(self.kernels.forward, loss.device, tensors, loss)
-        return loss
-
-    def backward(self, grad: Tensor, tensors: LossTensors) -> Tensor:
-        """The gradient in `x`."""
-        x: Any = tensors[0]
-        out = torch.empty_like(x, memory_format=self.grad_format)
-        self.backend.call(self.kernels.backward, x.device, tensors, grad, out)
-        return out
-
-
-@functools.lru_cache(maxsize=1024)
-def _loss_calls(
-    backend: Backend | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    shape: torch.Size,
-    strides: tuple[int, ...],
-    target_shape: torch.Size,
-    target_strides: tuple[int, ...],
-    settings: tuple[Any, ...],
-) -> LossCall | None:
-    assert backend is not None  # without kernels the loss is composed of the operators above
-    places = _layout.places(shape, strides, target_shape, target_strides)
-    if places.strides is None or places.target_strides is None:
-        return None
-    x = torch.empty_strided(shape, strides, device="meta")
-    grad_format = _layout.result_format(x, places.samples)
-    grad_strides = places.samples.strides(torch.empty_like(x, memory_format=grad_format))
-    layout = places.samples.shape, places.strides, places.dense, places.target_strides, grad_strides
-    return LossCall(
-        backend,
-        backend.kernels.LossCall(DTYPES[dtype], *layout, *settings),
-        (strides, target_strides),
-        math.prod(places.samples.shape[2:]),
-        *_loss_forward_fake(torch.empty((0, *shape[1:]), dtype=dtype, device=device)),
-        grad_format,
-        settings,
     )
 
 

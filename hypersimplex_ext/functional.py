@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _layout, _loss, _ops
+from . import _checks, _layout, _loss, _loss_ops, _ops
 from ._autograd import project, transforming
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
@@ -294,7 +294,7 @@ def loss_and_statistics(
 
 
 # The calls that passed every check: the next batch is mostly like the last.
-_known: dict[tuple[Any, ...], _ops.LossCall] = {}
+_known: dict[tuple[Any, ...], _loss_ops.LossCall] = {}
 _KNOWN_AT_MOST = 1024
 
 

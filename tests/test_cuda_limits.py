@@ -11,6 +11,7 @@ from hypersimplex_ext import (
     _backends,
     _layout,
     _loss,
+    _loss_ops,
     _ops,
     functional,
     hypersimplex_loss,
@@ -106,7 +107,7 @@ def test_losses_that_reach_beyond_2_to_the_31_entries(emulated, monkeypatch, reg
         x.copy_(near_x)
         target.copy_(near_target)
         settings = (0.0, _loss.TARGETS, 0.75, -100, 0.0, functional.KINDS[kind], _loss.MEAN)
-        value, state = _ops.loss_forward(x, target, *(None,) * 4, *settings)
+        value, state = _loss_ops.loss_forward(x, target, *(None,) * 4, *settings)
         differentiate(x, target, state, grad, settings)
         terms, expected, divisor, clear = expected_loss(near_x, near_target, tau=0.75, kind=kind)
         tolerance = TOLERANCES[torch.bfloat16]

@@ -252,11 +252,37 @@ def test_product_is_a_projection(data):
 def test_nothing_is_kept_but_the_input(device):
     x = torch.randn(4, 100, device=device, requires_grad=True)
     mask = torch.rand(4, 100, device=device) < 0.9
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        soft_binary_argmax(x, 3, mask=mask)
     known = {x.data_ptr(), mask.data_ptr()}
-    assert [t.shape for t in kept if t.data_ptr() not in known] == [(2, 4)]
+    for masking in (None, mask):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            soft_binary_argmax(x, 3, mask=masking)
+        assert [t.shape for t in kept if t.data_ptr() not in known] == [(2, 4)]
+
+
+def test_hooks_may_move_what_is_saved(device):
+    """As torch.autograd.graph.save_on_cpu(pin_memory=True) does, which gives back contiguous copies."""
+    x, v = torch.randn(2, 9, 6, 5, device=device)
+    gradients = []
+    for hook in (lambda t: t, torch.clone, lambda t: t.clone(memory_format=torch.contiguous_format)):
+        for layout in (x, x.permute(2, 0, 1).contiguous().permute(1, 2, 0)):
+            leaf = layout.clone().requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(hook, lambda t: t):
+                y = soft_binary_argmax(leaf, 3, 0.7, dim=0)
+            gradients.append(torch.autograd.grad(y, leaf, v)[0])
+    assert all(torch.equal(gradients[0], g) for g in gradients[1:])
+
+
+def test_upstream_gradients_of_any_kind(device):
+    """Expanded, strided, transposed, lazily negated."""
+    x = torch.randn(5, 9, device=device, requires_grad=True)
+    y = soft_binary_argmax(x, 3, 0.7)
+    negated = torch.complex(*torch.randn(2, 5, 9, device=device)).conj().imag
+    assert negated.is_neg()
+    one = torch.randn((), device=device)
+    for v in (one.expand(5, 9), torch.randn(9, 5, device=device).T, torch.randn(5, 18, device=device)[:, ::2], negated):
+        dense = v.resolve_neg().clone(memory_format=torch.contiguous_format)
+        assert torch.equal(*(torch.autograd.grad(y, x, t, retain_graph=True)[0] for t in (v, dense)))
 
 
 def test_input_may_not_change_before_backward(device):
