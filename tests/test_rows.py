@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypersimplex_ext import reference, soft_binary_argmax
+from hypersimplex_ext import _ops, reference, soft_binary_argmax
 
 from .cases import DISTRIBUTIONS, INF, NAN, assert_close, assert_projection, draw
 from .test_jvp import assert_gradients
@@ -117,6 +117,30 @@ def test_gradients_of_rows_with_few_active_entries_and_many(share: float) -> Non
         k = share * n * (0.5 + torch.rand(ROWS).double())
         tau = torch.where(torch.arange(ROWS) % 2 == 0, 1.0, 0.05).double()
         assert assert_gradients(x, k, tau).any()
+
+
+@plain_types
+@pytest.mark.parametrize("n", [10, 15, 16, 17, 31, 32, 100, 128, 129, 200, 255, 271, 1000, 8192, 8193])
+def test_gradients_of_rows(n: int, dtype: torch.dtype) -> None:
+    """Whole groups of lanes and ends of any length, batches that are full and not, special rows among the others."""
+    for rows in (1, 2, 17, ROWS):
+        x = torch.randn(rows, n).to(dtype)
+        k, tau = torch.rand(rows).double() * n, 0.5 + torch.rand(rows).double()
+        assert assert_gradients(x, k, tau).any()
+    v = torch.randn_like(x)
+    x[3, n // 2] = NAN
+    x[5] = INF
+    k[7] = 0
+    tau[9] = 1e200  # more than the type can express
+    _, state = _ops.threshold(x, None, k, 0.0, tau, 0.0, 1)
+    assert state[0, 3].isnan()
+    grad, sums = _ops.vjp(x, None, v, state, tau, 0.0, 1)
+    assert not sums[:, 7].any()
+    for i in range(ROWS):
+        row = slice(i, i + 1)
+        apart = _ops.vjp(x[row], None, v[row], state[:, row], tau[row], 0.0, 1)
+        for part, whole in zip(apart, (grad[row], sums[:, row]), strict=True):
+            torch.testing.assert_close(part, whole, rtol=0, atol=1e-4 if n < 16 else 0, equal_nan=True)
 
 
 def test_rows_apart_and_results_apart() -> None:

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "isa_launchers.h"
+#include "row_product.h"
 #include "solve.h"
 
 namespace hypersimplex {
@@ -133,58 +134,125 @@ class SparseRows {
   const Plan& plan_;
 };
 
+// The vectors of a panel, by the loops of lanes.h or of row_product.h.
+template <class In>
+class PanelProduct {
+  using T = Compute<In>;
+
+ public:
+  PanelProduct(const JvpArgs& args, const Panel& panel)
+      : args_(args),
+        panel_(panel),
+        x_(static_cast<const In*>(args.x), args.x_strides, panel),
+        v_(static_cast<const In*>(args.v), args.v_strides, panel),
+        out_(static_cast<In*>(args.out), args.out_strides, panel) {
+    set_lanes(lanes_, panel, args.state, args.tau);
+  }
+
+  void multiply_lanes(int threads) {
+    const Plan& plan = panel_.plan;
+    const bool one_block = plan.steps <= plan.block_steps && plan.full_steps == plan.steps;
+    alignas(64) T x_kept[kBlock], v_kept[kBlock];
+    View<const T> x{}, v{};
+    // Calls body(x, v) for a block; one that is the only one is fetched once.
+    auto with_entries = [&](int64_t step, int64_t steps, const auto& body) {
+      if (!one_block) {
+        alignas(64) T x_buffer[kBlock], v_buffer[kBlock];
+        return body(fetch(panel_, x_, step, steps, -T(HUGE_VAL), x_buffer),
+                    fetch(panel_, v_, step, steps, T(0), v_buffer));
+      }
+      if (!x.at) {
+        x = fetch(panel_, x_, step, steps, -T(HUGE_VAL), x_kept);
+        v = fetch(panel_, v_, step, steps, T(0), v_kept);
+      }
+      body(x, v);
+    };
+    LaneSums total;
+    sweep(plan, threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {
+      with_entries(step, steps, [&](View<const T> x, View<const T> v) {
+        if (args_.grad_tau)
+          sweep_jvp_sums<true>(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out);
+        else
+          sweep_jvp_sums<false>(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out);
+      });
+    });
+    for (int c = 0; c < plan.columns; ++c) set_sums(c, {total.a[c], total.b[c], total.c[c], total.e[c]});
+    repeat(lanes_.mean, plan.width, plan.columns);
+    if (!args_.out) return;
+    for_each_chunk(plan, threads, [&](int64_t step, int64_t steps) {
+      with_entries(step, steps, [&](View<const T> x, View<const T> v) {
+        alignas(64) T buffer[kBlock];
+        View<T> out = destination(panel_, out_, step, steps, buffer);
+        sweep_jvp_write(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out.at, out.stride);
+        deliver(panel_, out_, step, steps, out, buffer);
+      });
+    });
+  }
+
+  void multiply_rows() {
+    RowProduct<T> rows(panel_.plan.n);
+    RowSums totals;
+    for (int first = 0; first < panel_.live; first += kGroup) {
+      const int live = int(smaller(kGroup, panel_.live - first));
+      const T *x = x_.at + first * x_.lane, *v = v_.at + first * v_.lane;
+      if (args_.grad_tau)
+        rows.template sum<true>(x, x_.lane, v, v_.lane, live, lanes_, first, totals);
+      else
+        rows.template sum<false>(x, x_.lane, v, v_.lane, live, lanes_, first, totals);
+      for (int r = 0; r < live; ++r) {
+        set_sums(first + r, {totals.active[r], totals.v[r], totals.product[r], totals.y[r]});
+        if (args_.out)
+          rows.write(x + r * x_.lane, v + r * v_.lane, lanes_, first + r, out_.at + (first + r) * out_.lane);
+      }
+    }
+  }
+
+  // What is wanted beside the product; and all of it for vectors that lanes.h cannot express.
+  void finish() {
+    const int64_t first = panel_.vector(0);
+    for (int c = 0; c < panel_.live; ++c) {
+      const double p = args_.state.p[first + c], d = args_.state.d[first + c], tau = at(args_.tau, first + c);
+      if (p != p || (p - p == 0 && !regular<T>(p, d, tau)))
+        sums_[c] = multiply_irregular(panel_, x_, v_, static_cast<In*>(args_.out), args_.out_strides, c, {p, d}, tau);
+      if (args_.grad_k) args_.grad_k[first + c] = sums_[c].mean();
+      if (args_.grad_tau) args_.grad_tau[first + c] = sums_[c].grad_tau(tau);
+    }
+  }
+
+ private:
+  void set_sums(int column, const ActiveSums& sums) {
+    sums_[column] = sums;
+    lanes_.mean[column] = T(sums.mean());
+  }
+
+  const JvpArgs& args_;
+  const Panel& panel_;
+  const Operand<const In> x_, v_;
+  const Operand<In> out_;
+  Lanes<T> lanes_;
+  ActiveSums sums_[kMaxLanes];
+};
+
 template <class In>
 void multiply(const JvpArgs& args, int threads) {
   using T = Compute<In>;
   const Plan plan = make_plan(args.shape, args.x_strides, kMaxLanes);
+  auto all = [&](auto serves) {
+    return std::is_same_v<In, T> && serves(args.x_strides) && serves(args.v_strides) &&
+           (!args.out || serves(args.out_strides));
+  };
+  const bool rows = all([&](const Strides& strides) { return RowProduct<T>::serves(plan, strides); });
+  const bool batches = all([&](const Strides& strides) { return in_batches(plan, strides); });
   auto multiply_panel = [&](const Panel& panel, int inner_threads) {
-    Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-    Operand<const In> v(static_cast<const In*>(args.v), args.v_strides, panel);
-    int64_t first = panel.vector(0);
-    const double *p = args.state.p + first, *d = args.state.d + first;
-    Lanes<T> lanes;
-    set_lanes(lanes, panel, args.state, args.tau);
-
-    LaneSums total;
-    sweep(plan, inner_threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {
-      alignas(64) T x_buffer[kBlock], v_buffer[kBlock];
-      View<const T> in = fetch(panel, x, step, steps, -T(HUGE_VAL), x_buffer);
-      View<const T> tangent = fetch(panel, v, step, steps, T(0), v_buffer);
-      if (args.grad_tau)
-        sweep_jvp_sums<true>(in.at, tangent.at, steps, in.stride, tangent.stride, plan.width, lanes, out);
-      else
-        sweep_jvp_sums<false>(in.at, tangent.at, steps, in.stride, tangent.stride, plan.width, lanes, out);
-    });
-    ActiveSums sums[kMaxLanes];
-    for (int c = 0; c < plan.columns; ++c) {
-      sums[c] = {total.a[c], total.b[c], total.c[c], total.e[c]};
-      lanes.mean[c] = T(sums[c].mean());
+    PanelProduct<In> product(args, panel);
+    if constexpr (std::is_same_v<In, T>) {
+      if (rows) product.multiply_rows();
     }
-    repeat(lanes.mean, plan.width, plan.columns);
-
-    if (args.out) {
-      Operand<In> result(static_cast<In*>(args.out), args.out_strides, panel);
-      for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
-        alignas(64) T x_buffer[kBlock], v_buffer[kBlock], out_buffer[kBlock];
-        View<const T> in = fetch(panel, x, step, steps, -T(HUGE_VAL), x_buffer);
-        View<const T> tangent = fetch(panel, v, step, steps, T(0), v_buffer);
-        View<T> out = destination(panel, result, step, steps, out_buffer);
-        sweep_jvp_write(in.at, tangent.at, steps, in.stride, tangent.stride, plan.width, lanes, out.at, out.stride);
-        deliver(panel, result, step, steps, out, out_buffer);
-      });
-    }
-    for (int c = 0; c < panel.live; ++c) {
-      double tau = at(args.tau, first + c);
-      if (p[c] != p[c] || (p[c] - p[c] == 0 && !regular<T>(p[c], d[c], tau)))
-        sums[c] = multiply_irregular(panel, x, v, static_cast<In*>(args.out), args.out_strides, c, {p[c], d[c]}, tau);
-      if (args.grad_k) args.grad_k[first + c] = sums[c].mean();
-      if (args.grad_tau) args.grad_tau[first + c] = sums[c].grad_tau(tau);
-    }
+    if (!rows) product.multiply_lanes(inner_threads);
+    product.finish();
   };
   if constexpr (std::is_same_v<In, T>) {
-    if (in_batches(plan, args.x_strides) && in_batches(plan, args.v_strides) &&
-        (!args.out || in_batches(plan, args.out_strides)))
-      return SparseRows<T>(args, plan).multiply(threads, multiply_panel);
+    if (batches) return SparseRows<T>(args, plan).multiply(threads, multiply_panel);
   }
   for_each_panel(plan, threads, multiply_panel);
 }
