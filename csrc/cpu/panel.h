@@ -1,6 +1,6 @@
 // How vectors in a strided tensor are laid on lanes. A panel holds `columns` vectors and `width` lanes, columns a
 // divisor of width; lane l of step s is entry s * (width / columns) + l / columns of vector l % columns:
-//     long vectors     columns = 1      64 consecutive entries a step
+//     long vectors     columns = 1      16 or 64 consecutive entries a step
 //     [n, C], C < 16   columns = C      lcm(C, 16) lanes: whole rows of the matrix
 //     [n, C], C >= 16  columns = width  up to 128 columns side by side
 //     short vectors    columns = width  up to 64 vectors side by side, transposed
@@ -20,9 +20,10 @@ constexpr int kBlock = 4096;                         // entries whose sums are k
 constexpr int kBlocksPerChunk = 4;                   // blocks between two places where threads may part
 constexpr int kAbreast = 8 * kGroup;                 // columns side by side where a matrix is walked row by row
 constexpr int kTeam = 16;                            // panels side by side that one thread takes together
-constexpr int64_t kShort = 128;                      // vectors up to this length go side by side
+constexpr int64_t kShort = kBlock / kGroup;          // vectors up to this length go side by side
 constexpr int kRows = 4 * kGroup;                    // how many of them, as far as they make one block
 constexpr int kWide = 4 * kGroup;                    // lanes of a long vector
+constexpr int64_t kLong = 2048;                      // and how long it is; with few steps per lane their ends weigh
 constexpr int64_t kLeastRow = 256, kMostRow = 8192;  // rows that may go in batches: kGroup of them stay near
 
 static inline double at(const PerVector& numbers, int64_t v) {
@@ -66,19 +67,20 @@ static inline Plan make_plan(const Shape& shape, const Strides& strides, int max
   plan.lane_count = plan.lanes_outer ? shape.outer : shape.inner;
   int64_t lane_stride = plan.lanes_outer ? strides.outer : strides.inner;
   bool adjacent = lane_stride == 1 && plan.lane_count > 1;
-  if (adjacent && plan.lane_count < kGroup && strides.n2 == plan.lane_count && plan.n > kShort) {
+  const int64_t abreast = kBlock / (plan.n > 0 ? plan.n : 1) / kGroup * kGroup;  // vectors that make one block
+  if (adjacent && plan.lane_count < kGroup && strides.n2 == plan.lane_count && plan.n > kShort / 2) {
     plan.columns = int(plan.lane_count);
     int twos = plan.columns & -plan.columns;
     plan.width = plan.columns * kGroup / (twos < kGroup ? twos : kGroup);
   } else if (adjacent && plan.lane_count >= kGroup && strides.n2 != 1) {
-    const int64_t most = plan.n > kShort ? max_columns : kBlock / kShort;  // short vectors make one block
+    const int64_t most = plan.n > kShort ? max_columns : smaller(2 * kGroup, abreast);
     plan.columns = plan.width = int(smaller(most, plan.lane_count / kGroup * kGroup));
   } else if (plan.n <= kShort && plan.lane_count > 1) {
-    const int64_t groups = smaller(kBlock / (plan.n > 0 ? plan.n : 1), plan.lane_count + kGroup - 1) / kGroup;
-    plan.columns = plan.width = int(smaller(groups * kGroup, kRows));
+    const int64_t padded = ceil_div(plan.lane_count, kGroup) * kGroup;
+    plan.columns = plan.width = int(smaller(smaller(abreast, padded), kRows));
   } else {
     plan.columns = 1;
-    plan.width = plan.n < 2 * kShort ? kGroup : kWide;
+    plan.width = plan.n < kLong ? kGroup : kWide;
   }
   plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
   plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);

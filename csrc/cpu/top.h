@@ -49,7 +49,7 @@ class TopRows {
   }
 
  private:
-  static constexpr int kMaxima = 64, kList = kShort + kMaxima + kGroup;
+  static constexpr int kMostTops = 128, kMaxima = 64, kList = kMostTops + kMaxima + kGroup;
   static constexpr int64_t kLeft = -1, kSearched = 0;
 
   static void sweep_maxima(const T* x, int64_t n, T* maxima) {
@@ -73,14 +73,14 @@ class TopRows {
     };
     for (; j + kMaxima <= n; j += kMaxima) {
       for (int l = 0; l < kMaxima; l += kVectorLanes<T>) take(x + j + l);
-      if (count > kShort) return kLeft;
+      if (count > kMostTops) return kLeft;
     }
     for (; j + kVectorLanes<T> <= n; j += kVectorLanes<T>) take(x + j);
     for (; j < n; ++j) {
       list[count] = x[j];
       count += !(x[j] <= floor);
     }
-    return count > kShort ? kLeft : count;
+    return count > kMostTops ? kLeft : count;
   }
 
   // A little below the thresholds of the maxima: at the floor the mass is to exceed k.
@@ -125,7 +125,7 @@ class TopRows {
   }
 
   alignas(64) T lists_[kGroup * kList];
-  alignas(64) T lanes_[kShort * kGroup], floor_[kGroup], top_[kGroup];
+  alignas(64) T lanes_[kMostTops * kGroup], floor_[kGroup], top_[kGroup];
   alignas(64) double mass_[kGroup], tau_[kGroup], quantile_[kGroup], p_[kGroup], d_[kGroup];
   alignas(64) Count<T> wanted_[kGroup];
   int64_t tops_[kGroup];  // entries in the list, kSearched before there is one
