@@ -20,10 +20,7 @@ class RowProduct {
   }
 
   explicit RowProduct(int64_t n) : n_(n), full_(n / kGroup * kGroup) {
-    alignas(64) T lanes[kGroup];
-    for (int l = 0; l < kGroup; ++l) lanes[l] = T(l);
-    for (int i = 0; i < kVectors<T>; ++i)
-      rest_[i] = greater(load_vector(lanes + i * kVectorLanes<T>), V{} + T(kGroup - 1 - (n - full_)));
+    for (int i = 0; i < kVectors<T>; ++i) rest_[i] = last_lanes<T>(i, n - full_);
   }
 
   // Rows r < live, which begin at x + r * x_pitch and v + r * v_pitch and are the columns first + r of the lanes.

@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "isa_launchers.h"
-#include "solve.h"
+#include "row_search.h"
 #include "top.h"
 
 namespace hypersimplex {
@@ -40,7 +40,9 @@ void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, cons
       tau[r] = at(args.tau, first + r);
     }
     TopRows<T>().solve(x, plan.n, live, mass, tau, p, d, solved);
+    RowSearch<T> search(plan.n);
     for (int r = 0; r < live; ++r) {
+      if (!solved[r]) solved[r] = search.solve(x[r], mass[r], tau[r], p + r, d + r);
       const Panel panel(plan, first + r);
       if (!solved[r])
         project_panel(panel, 1);
