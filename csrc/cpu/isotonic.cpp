@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "isa_launchers.h"
-#include "isotonic_blocks.h"
+#include "isotonic_pool.h"
 #include "segments.h"
 
 namespace hypersimplex {
@@ -31,6 +31,8 @@ struct Term {
     }
     if (row)
       for (int64_t j = 0; j < count; ++j) out[j] = scale * double(load(row[begin + j]));
+    else if (scale == 0)
+      std::fill(out, out + count, 0.0);
     else
       for (int32_t j = 0; j < int32_t(count); ++j) out[j] = scale * (double(n - begin) - double(j));
     if (logarithm)
@@ -81,7 +83,7 @@ struct Vector {
       a.exponentials(begin, count, a_first, p);
       b.exponentials(begin, count, b_first, q);
       for (int64_t j = 0; j < count; ++j) p[j] /= q[j];
-      return finite(p, q, count) && positive(p, count) && positive(q, count);
+      return positive(p, count) && positive(q, count);
     }
     evaluate_terms(begin, count, p, q);
     for (int64_t j = 0; j < count; ++j) p[j] = sign * (p[j] - q[j]);
@@ -89,11 +91,11 @@ struct Vector {
       for (int64_t j = 0; j < count; ++j) q[j] = load(weight[begin + j]);
     else
       std::fill(q, q + count, 1.0);
-    return finite(p, q, count) && (!weight || positive(q, count));
+    return finite(p, count) && (!weight || positive(q, count));
   }
   bool evaluate(const LogBlock*, int64_t begin, int64_t count, double* p, double* q) const {
     evaluate_terms(begin, count, p, q);
-    return finite(p, q, count);
+    return finite(p, count) && finite(q, count);
   }
 
  private:
@@ -101,14 +103,14 @@ struct Vector {
     a.evaluate(begin, count, p);
     b.evaluate(begin, count, q);
   }
-  static bool finite(const double* p, const double* q, int64_t count) {
+  static bool finite(const double* p, int64_t count) {
     int64_t strange = 0;
-    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!((p[j] - p[j]) + (q[j] - q[j]) == 0));
+    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!(p[j] - p[j] == 0));
     return !strange;
   }
   static bool positive(const double* q, int64_t count) {
     int64_t strange = 0;
-    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!(q[j] > 0));
+    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!(q[j] > 0 && q[j] < kInfinity));
     return !strange;
   }
 
@@ -179,28 +181,9 @@ void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk) {
   chunk.begin = first;
   chunk.end = first + count;
   if (!chunk.regular) return;
-  Block* next = chunk.blocks;  // behind the blocks of several elements
-  for (int64_t j = 1;;) {
-    // The blocks left of here hold the regression of the elements before place j.
-    while (j < count && !(Block::value_of(p[j - 1], q[j - 1]) < Block::value_of(p[j], q[j]))) ++j;
-    if (j >= count) break;
-    Block block = Block::single(p[j - 1], q[j - 1], j - 1);
-    for (;;) {
-      block.take_right(p, q, count);
-      const int64_t begin = block.start;
-      if (next > chunk.blocks && next[-1].end == begin) {
-        if (!(next[-1].value < block.value)) break;
-        block = Block::pooled(*--next, block);
-      } else {
-        block.take_left(p, q, next > chunk.blocks ? next[-1].end : 0);
-        if (block.start == begin) break;
-      }
-    }
-    *next++ = block;
-    j = block.end + 1;
-  }
-  for (Block* moved = chunk.blocks; moved < next; ++moved) moved->start += first, moved->end += first;
-  chunk.last = next - chunk.blocks - 1;
+  Block* end = pool_elements(p, q, count, !vector.weight && !vector.entropic, chunk.blocks);
+  for (Block* moved = chunk.blocks; moved < end; ++moved) moved->start += first, moved->end += first;
+  chunk.last = end - chunk.blocks - 1;
 }
 
 // Joins the chunks [begin, middle) with [middle, end): the block at the seam takes in neighbours while they violate.

@@ -9,6 +9,18 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
+// What a chunk's blocks are made of: its elements, or units of adjacent elements. p and q are as the blocks define
+// them.
+struct Units {
+  double *p, *q;
+  double* sum;     // for MeanBlock, q * p
+  int32_t* start;  // element at which a unit starts, and the end of the last; null: each unit is one element
+  int64_t count;
+
+  int64_t place(int64_t j) const { return start ? start[j] : j; }
+  bool several(int64_t j) const { return start && start[j + 1] - start[j] > 1; }
+};
+
 // A block of adjacent elements [start, end). `value` is what must not increase from block to block. Of an element, p
 // and q are the amount per weight and the weight: in least squares a - b and w. KL is the same in exponentials:
 // exp(a - b) and exp(b), relative to the vector's first elements.
@@ -22,23 +34,24 @@ struct MeanBlock {
     const double sum = left.sum + right.sum, weight = left.weight + right.weight;
     return {sum / weight, sum, weight, left.start, right.end};
   }
-  // Takes in the elements [end, stop) or [stop, start), from the block outwards, while they violate. Most are found
+  static MeanBlock unit(const Units& units, int64_t j) { return {units.p[j], units.sum[j], units.q[j], j, j + 1}; }
+  // Takes in the units [end, stop) or [stop, start), from the block outwards, while they violate. Most are found
   // without a division; the rest only where rounding decides.
-  void take_right(const double* p, const double* q, int64_t stop) {
-    for (; end < stop && sum < weight * p[end]; ++end) take(p[end], q[end]);
+  void take_right(const Units& units, int64_t stop) {
+    for (; end < stop && sum < weight * units.p[end]; ++end) take(units, end);
     value = sum / weight;
-    for (; end < stop && value < p[end]; ++end, value = sum / weight) take(p[end], q[end]);
+    for (; end < stop && value < units.p[end]; ++end, value = sum / weight) take(units, end);
   }
-  void take_left(const double* p, const double* q, int64_t stop) {
-    for (; start > stop && weight * p[start - 1] < sum; --start) take(p[start - 1], q[start - 1]);
+  void take_left(const Units& units, int64_t stop) {
+    for (; start > stop && weight * units.p[start - 1] < sum; --start) take(units, start - 1);
     value = sum / weight;
-    for (; start > stop && p[start - 1] < value; --start, value = sum / weight) take(p[start - 1], q[start - 1]);
+    for (; start > stop && units.p[start - 1] < value; --start, value = sum / weight) take(units, start - 1);
   }
 
  private:
-  void take(double p, double q) {
-    sum += q * p;
-    weight += q;
+  void take(const Units& units, int64_t j) {
+    sum += units.sum[j];
+    weight += units.q[j];
   }
 };
 
@@ -55,8 +68,10 @@ struct LogBlock {
     const double sum_b = left.sum_b + right.sum_b * exponential(right.b - left.b);
     return {(left.a - left.b) + std::log(sum_a / sum_b), left.a, left.b, sum_a, sum_b, left.start, right.end};
   }
+  static LogBlock unit(const Units& units, int64_t j) { return single(units.p[j], units.q[j], j); }
   // A run of rising elements is one block, whatever is around it.
-  void take_right(const double* p, const double* q, int64_t stop) {
+  void take_right(const Units& units, int64_t stop) {
+    const double *p = units.p, *q = units.q;
     while (end < stop && value < p[end] - q[end]) {
       do {
         sum_a += exponential(p[end] - a);
@@ -66,9 +81,9 @@ struct LogBlock {
       value = (a - b) + std::log(sum_a / sum_b);
     }
   }
-  void take_left(const double* p, const double* q, int64_t stop) {
-    while (start > stop && p[start - 1] - q[start - 1] < value)
-      *this = pooled(single(p[start - 1], q[start - 1], start - 1), *this);
+  void take_left(const Units& units, int64_t stop) {
+    while (start > stop && units.p[start - 1] - units.q[start - 1] < value)
+      *this = pooled(unit(units, start - 1), *this);
   }
 };
 
