@@ -33,6 +33,11 @@ RESIDUAL: int = 3
 _NOWHERE: tuple[int, Four] = (0, (0, 0, 0, 0))
 
 
+def _contiguous(like: Tensor) -> Tensor:
+    """An uninitialised tensor, in half the time of Tensor.new_empty."""
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
 def _packed(like: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor in the shape of `like` in which each vector is one run."""
     strides, step = [1] * like.ndim, like.shape[dim]
@@ -59,7 +64,7 @@ def _located(t: Tensor | None, layout: Vectors, kept: list[Tensor]) -> tuple[int
 
 def _sort_fake(x: Tensor, descending: bool, wide: bool, dim: int) -> tuple[Tensor, Tensor]:
     if wide:
-        return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.int64)
+        return _contiguous(x), torch.empty_like(x, dtype=torch.int64, memory_format=torch.contiguous_format)
     return _packed(x, dim), _packed(x, dim, torch.int32)
 
 
@@ -116,7 +121,7 @@ def _isotonic_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     r = Regression(*arguments)
     blocks = (*_layout.rest(r.like.shape, r.dim), 4 * ((r.like.shape[r.dim] + 31) // 32))
     share = _packed(r.like, r.dim) if r.wants_share else r.like.new_empty(0)
-    return r.like.new_empty(r.like.shape), share, r.like.new_empty(blocks, dtype=torch.uint8)
+    return _contiguous(r.like), share, r.like.new_empty(blocks, dtype=torch.uint8)
 
 
 @_operator(
@@ -214,7 +219,7 @@ class Product(NamedTuple):
 
 
 def _block_product_fake(v: Tensor, *_arguments: object) -> Tensor:
-    return v.new_empty(v.shape)
+    return _contiguous(v)
 
 
 @_operator(

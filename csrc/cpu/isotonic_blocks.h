@@ -1,6 +1,7 @@
 // The blocks that isotonic.cpp pools: what is kept of one, and how it takes in its neighbours.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -38,6 +39,9 @@ struct MeanBlock {
   // Takes in the units [end, stop) or [stop, start), from the block outwards, while they violate. Most are found
   // without a division; the rest only where rounding decides.
   void take_right(const Units& units, int64_t stop) {
+    const int64_t near = std::min(end + 8, stop);
+    for (; end < near && sum < weight * units.p[end]; ++end) take(units, end);
+    while (end >= near && end + 4 <= stop && take_four(units)) end += 4;
     for (; end < stop && sum < weight * units.p[end]; ++end) take(units, end);
     value = sum / weight;
     for (; end < stop && value < units.p[end]; ++end, value = sum / weight) take(units, end);
@@ -52,6 +56,17 @@ struct MeanBlock {
   void take(const Units& units, int64_t j) {
     sum += units.sum[j];
     weight += units.q[j];
+  }
+  // Takes in four units on the right if each violates after those before it: a long block waits for one sum, not four.
+  bool take_four(const Units& units) {
+    const double *p = units.p + end, *q = units.q + end, *s = units.sum + end;
+    const double sum_2 = s[0] + s[1], sum_3 = sum_2 + s[2], weight_2 = q[0] + q[1], weight_3 = weight_2 + q[2];
+    const bool violate = (sum < weight * p[0]) & (sum + s[0] < (weight + q[0]) * p[1]) &
+                         (sum + sum_2 < (weight + weight_2) * p[2]) & (sum + sum_3 < (weight + weight_3) * p[3]);
+    if (!violate) return false;
+    sum += sum_3 + s[3];
+    weight += weight_3 + q[3];
+    return true;
   }
 };
 
