@@ -51,6 +51,12 @@ def _inside_derivative() -> bool:
     return any(interpreter.key() in derivatives for interpreter in retrieve_all_functorch_interpreters())
 
 
+def untransformed(function: type[Function]) -> Callable[..., Any]:
+    """Its `apply` without the look at transforms that it takes first, for where there are none."""
+    apply: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]
+    return apply
+
+
 class Operator(NamedTuple):
     """An operator as autograd functions, and perhaps as an operator of the library with a registered derivative."""
 
@@ -218,8 +224,7 @@ class _ProjectDirectly(Function):
         return grad_x, None, None, None, None
 
 
-# Without the look at transforms that Function.apply takes first: here there are none.
-_apply_directly: Callable[..., Tensor] = super(Function, _ProjectDirectly).apply
+_apply_directly = untransformed(_ProjectDirectly)
 
 
 class _ProjectPav(_Project):

@@ -38,6 +38,15 @@ class Vectors(NamedTuple):
         """The strides of `t`, or None where its dimensions do not collapse into these four."""
         return _vector_strides(t.shape, t.stride(), self.dim, self.cut)
 
+    def fitted(self, t: Tensor) -> tuple[Tensor, Four]:
+        """`t`, copied only where it does not fit, and its strides."""
+        strides = self.strides(t)
+        if strides is None:
+            t = t.contiguous()
+            strides = self.strides(t)
+            assert strides is not None, (self, t.shape)
+        return t, strides
+
 
 class Samples(NamedTuple):
     """Samples and classes of a loss: [N, C, d...] or [N] is (1, C, N, prod d), class by class a vector."""

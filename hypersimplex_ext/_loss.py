@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _loss_ops, _ops, reference
-from ._autograd import product, project, tracing, transforming
+from ._autograd import product, project, tracing, transforming, untransformed
 from ._backends import has_kernels
 
 # The enumerations of csrc/hypersimplex.h.
@@ -122,8 +122,7 @@ class _FusedLoss(Function):
         return call.backward(grad, tensors), None, None
 
 
-# Without the look at transforms that Function.apply takes first: here there are none.
-_apply_fused: Callable[..., Tensor] = super(Function, _FusedLoss).apply
+_apply_fused = untransformed(_FusedLoss)
 
 
 # ---- derivatives of the operators, for torch.compile and of second order ----

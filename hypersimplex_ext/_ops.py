@@ -213,10 +213,7 @@ class ProjectionCall(NamedTuple):
         """J v / tau; `sums` is filled with the gradients in k and tau."""
         if v.dtype != x.dtype:  # a call of Tensor.to takes longer
             v = v.to(x.dtype)
-        strides = self.layout.strides(v)
-        if strides is None:
-            v = v.contiguous()
-            strides = self.layout.strides(v)
+        v, strides = self.layout.fitted(v)
         out = torch.empty_like(x, memory_format=self.result_format)
         self.backend.call(self.kernels.jvp, x.device, x, v, strides, state, tau_values, tau, out, sums)
         return out

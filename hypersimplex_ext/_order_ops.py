@@ -50,11 +50,7 @@ def _located(t: Tensor | None, layout: Vectors, kept: list[Tensor]) -> tuple[int
     """Address and strides of a tensor, or of a copy that fits the layout and is put into `kept`."""
     if t is None:
         return _NOWHERE
-    strides = layout.strides(t)
-    if strides is None:
-        t = t.contiguous()
-        strides = layout.strides(t)
-        assert strides is not None, (layout, t.shape)
+    t, strides = layout.fitted(t)
     kept.append(t)
     return t.data_ptr(), strides
 

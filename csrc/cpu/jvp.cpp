@@ -237,12 +237,9 @@ template <class In>
 void multiply(const JvpArgs& args, int threads) {
   using T = Compute<In>;
   const Plan plan = make_plan(args.shape, args.x_strides, kMaxLanes);
-  auto all = [&](auto serves) {
-    return std::is_same_v<In, T> && serves(args.x_strides) && serves(args.v_strides) &&
-           (!args.out || serves(args.out_strides));
-  };
-  const bool rows = all([&](const Strides& strides) { return RowProduct<T>::serves(plan, strides); });
-  const bool batches = all([&](const Strides& strides) { return in_batches(plan, strides); });
+  auto serves = [&](const Strides& strides) { return RowProduct<T>::serves(plan, strides); };
+  const bool rows = std::is_same_v<In, T> && serves(args.x_strides) && serves(args.v_strides) &&
+                    (!args.out || serves(args.out_strides));
   auto multiply_panel = [&](const Panel& panel, int inner_threads) {
     PanelProduct<In> product(args, panel);
     if constexpr (std::is_same_v<In, T>) {
@@ -252,7 +249,7 @@ void multiply(const JvpArgs& args, int threads) {
     product.finish();
   };
   if constexpr (std::is_same_v<In, T>) {
-    if (batches) return SparseRows<T>(args, plan).multiply(threads, multiply_panel);
+    if (rows && in_batches(plan, args.x_strides)) return SparseRows<T>(args, plan).multiply(threads, multiply_panel);
   }
   for_each_panel(plan, threads, multiply_panel);
 }

@@ -84,14 +84,6 @@ static inline void load_group(const T* from, Vector<T>* to) {
   memcpy(to, from, kGroup * sizeof(T));
 }
 
-// The i-th vector of a group's lanes, of which the last `count` are told from the others.
-template <class T>
-static inline Mask<T> last_lanes(int i, int64_t count) {
-  T lanes[kVectorLanes<T>];
-  for (int l = 0; l < kVectorLanes<T>; ++l) lanes[l] = T(i * kVectorLanes<T> + l);
-  return greater(load_vector(lanes), Vector<T>{} + T(kGroup - 1 - count));
-}
-
 // The end of one run of a sum in T: sum += part.
 template <class T>
 static inline void join(T* part, T* sum) {

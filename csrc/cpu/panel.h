@@ -1,7 +1,7 @@
 // How vectors in a strided tensor are laid on lanes. A panel holds `columns` vectors and `width` lanes, columns a
 // divisor of width; lane l of step s is entry s * (width / columns) + l / columns of vector l % columns:
 //     long vectors     columns = 1      16 or 64 consecutive entries a step
-//     [n, C], C < 16   columns = C      lcm(C, 16) lanes: whole rows of the matrix
+//     [n, C], C < 16   columns = C      lcm(C, 16) lanes, whole rows of the matrix, unless these are few
 //     [n, C], C >= 16  columns = width  up to 128 columns side by side
 //     short vectors    columns = width  up to 64 vectors side by side, transposed
 // Where a block of steps lies in memory just so, the loops of lanes.h run on it in place; else (halves, strides, ends,
@@ -24,7 +24,7 @@ constexpr int64_t kShort = kBlock / kGroup;          // vectors up to this lengt
 constexpr int kRows = 4 * kGroup;                    // how many of them, as far as they make one block
 constexpr int kWide = 4 * kGroup;                    // lanes of a long vector
 constexpr int64_t kLong = 2048;                      // and how long it is; with few steps per lane their ends weigh
-constexpr int64_t kLeastRow = 256, kMostRow = 8192;  // rows that may go in batches: kGroup of them stay near
+constexpr int64_t kLeastRow = 256, kMostRow = 8192;  // rows that may go in batches
 
 static inline double at(const PerVector& numbers, int64_t v) {
   return numbers.values ? numbers.values[v] : numbers.value;
@@ -300,9 +300,14 @@ static void for_each_panel(const Plan& plan, int threads, const Body& body) {
       batch > 1 ? batch : 1);
 }
 
-// Whether the vectors are rows that for_each_batch serves, their entries side by side.
+// Whether the vectors are rows whose entries lie side by side, of which kGroup stay near.
+static inline bool in_rows(const Plan& plan, const Strides& strides) {
+  return plan.shape.n1 == 1 && strides.n2 == 1 && plan.n <= kMostRow;
+}
+
+// Whether they are rows that for_each_batch serves.
 static inline bool in_batches(const Plan& plan, const Strides& strides) {
-  return plan.columns == 1 && plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kLeastRow && plan.n <= kMostRow;
+  return in_rows(plan, strides) && plan.columns == 1 && plan.n >= kLeastRow;
 }
 
 // Runs body(first, live) over all panels, `live` of them from `first` on together: kGroup, or fewer where that leaves

@@ -1,8 +1,8 @@
-// The Jacobian product of rows, row by row: vectors of adjacent entries are read in place and stay near between the
-// sums and what they are for. The last vectors of a row reach back over entries that came before.
+// The Jacobian product of rows, row by row: their entries are read in place and stay near between the sums and what
+// these are for.
 #pragma once
 
-#include "panel.h"
+#include "row_vectors.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -15,13 +15,9 @@ struct alignas(64) RowSums {
 template <class T>
 class RowProduct {
  public:
-  static bool serves(const Plan& plan, const Strides& strides) {
-    return plan.shape.n1 == 1 && strides.n2 == 1 && plan.n >= kGroup && plan.n <= kMostRow;
-  }
+  static bool serves(const Plan& plan, const Strides& strides) { return in_rows(plan, strides) && plan.n >= kGroup; }
 
-  explicit RowProduct(int64_t n) : n_(n), full_(n / kGroup * kGroup) {
-    for (int i = 0; i < kVectors<T>; ++i) rest_[i] = last_lanes<T>(i, n - full_);
-  }
+  explicit RowProduct(int64_t n) : vectors_(n) {}
 
   // Rows r < live, which begin at x + r * x_pitch and v + r * v_pitch and are the columns first + r of the lanes.
   template <bool Products>
@@ -40,13 +36,13 @@ class RowProduct {
   void write(const T* x, const T* v, const Lanes<T>& lanes, int column, T* out) const {
     const V floor = V{} + lanes.floor[column], ceiling = V{} + lanes.ceiling[column], mean = V{} + lanes.mean[column],
             rate = V{} + lanes.rate[column];
-    auto write = [&](int64_t j) {
-      const V e = load_vector(x + j);
-      const auto is_active = both_greater(greater(e, floor), ceiling, e);
-      store_vector<T>(where(is_active, (load_vector(v + j) - mean) * rate), out + j);
-    };
-    for (int64_t j = 0; j < full_; j += kVectorLanes<T>) write(j);
-    for (int64_t j = n_ - kGroup; full_ < n_ && j < n_; j += kVectorLanes<T>) write(j);
+    vectors_.for_each(
+        [&](int, int64_t j, const auto&) {
+          const V e = load_vector(x + j);
+          const auto is_active = both_greater(greater(e, floor), ceiling, e);
+          store_vector<T>(where(is_active, (load_vector(v + j) - mean) * rate), out + j);
+        },
+        [] {});
   }
 
  private:
@@ -58,32 +54,19 @@ class RowProduct {
             d = V{} + lanes.d[column], rate = V{} + lanes.rate[column];
     V sum[kVectors<T>] = {}, part[kVectors<T>] = {}, product[kVectors<T>] = {}, inner[kVectors<T>] = {};
     Counts<T> active[kVectors<T>] = {};
-    auto add = [&](int i, Mask<T> is_active, V e, V u) {
-      active[i] = counted(is_active, active[i]);
-      part[i] = added(is_active, part[i], u);
-      if (Products) {
-        const V y = where(is_active, ((e - p) - d) * rate);
-        product[i] += where(is_active, u) * y;
-        inner[i] += y;
-      }
-    };
-    for (int64_t j = 0; j < full_;) {
-      for (const int64_t end = smaller(j + kRun * kGroup, full_); j < end; j += kGroup) {
-        for (int i = 0; i < kVectors<T>; ++i) {
-          const V e = load_vector(x + j + i * kVectorLanes<T>), u = load_vector(v + j + i * kVectorLanes<T>);
-          add(i, both_greater(greater(e, floor), ceiling, e), e, u);
-        }
-      }
-      join_vectors(part, sum);
-    }
-    if (full_ < n_) {
-      for (int i = 0; i < kVectors<T>; ++i) {
-        const int64_t j = n_ - kGroup + i * kVectorLanes<T>;
-        const V e = load_vector(x + j);
-        add(i, both_greater(greater(e, floor), ceiling, e) & rest_[i], e, load_vector(v + j));
-      }
-      join_vectors(part, sum);
-    }
+    vectors_.for_each(
+        [&](int i, int64_t j, const auto& fresh) {
+          const V e = load_vector(x + j), u = load_vector(v + j);
+          const Mask<T> is_active = fresh(both_greater(greater(e, floor), ceiling, e));
+          active[i] = counted(is_active, active[i]);
+          part[i] = added(is_active, part[i], u);
+          if (Products) {
+            const V y = where(is_active, ((e - p) - d) * rate);
+            product[i] += where(is_active, u) * y;
+            inner[i] += y;
+          }
+        },
+        [&] { join_vectors(part, sum); });
     V counts[kVectors<T>];
     for (int i = 0; i < kVectors<T>; ++i) counts[i] = __builtin_convertvector(active[i], V);
     keep(counts, counts_ + r * kGroup);
@@ -109,8 +92,7 @@ class RowProduct {
     for (int l = 0; l < kGroup; ++l) flush(lanes + l * kGroup, sums);
   }
 
-  const int64_t n_, full_;     // entries of a row, and in groups of their own
-  Mask<T> rest_[kVectors<T>];  // the lanes of the last group that are new
+  const RowVectors<T> vectors_;
   alignas(64) T counts_[kGroup * kGroup], v_[kGroup * kGroup], products_[kGroup * kGroup], y_[kGroup * kGroup];
 };
 

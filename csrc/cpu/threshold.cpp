@@ -3,6 +3,7 @@
 
 #include "isa_launchers.h"
 #include "row_search.h"
+#include "solve.h"
 #include "top.h"
 
 namespace hypersimplex {
