@@ -30,9 +30,7 @@ def mixed(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @plain_types
-@pytest.mark.parametrize(
-    "n", [1, 2, 3, 4, 5, 7, 10, 16, 31, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1000, 2048, 8191]
-)
+@pytest.mark.parametrize("n", LENGTHS)
 def test_rows(n: int, dtype: torch.dtype) -> None:
     for rows in (2, 16, 17, 33, ROWS):
         x = torch.randn(rows, n).to(dtype)
