@@ -50,6 +50,10 @@ static inline T clip01(T v) {  // nan -> 0
   v = v > 0 ? v : T(0);
   return v < 1 ? v : T(1);
 }
+template <class V>
+static inline V clipped01(V v) {
+  return lesser(larger(v, V{}), V{} + 1);
+}
 
 // Asks for the entries that a walk over rows comes to next: where rows are far apart, no processor foresees them.
 template <class T>
@@ -219,20 +223,19 @@ static void sweep_gap(const T* x, int64_t steps, int64_t stride, int width, cons
 template <class T>
 static void sweep_project(const T* x, int64_t steps, int64_t stride, int width, const Lanes<T>& lanes, T* y,
                           int64_t y_stride) {
+  constexpr int kCount = kVectors<T>;
   for (int g = 0; g < width; g += kGroup) {
-    T p[kGroup], d[kGroup], rate[kGroup];
-#pragma omp simd
-    for (int l = 0; l < kGroup; ++l) {
-      p[l] = lanes.p[g + l];
-      d[l] = lanes.d[g + l];
-      rate[l] = lanes.rate[g + l];
-    }
+    Vector<T> p[kCount], d[kCount], rate[kCount];
+    load_group(lanes.p + g, p);
+    load_group(lanes.d + g, d);
+    load_group(lanes.rate + g, rate);
     const T* row = x + g;
     T* out = y + g;
-    for (int64_t s = 0; s < steps; ++s, row += stride, out += y_stride) {
-#pragma omp simd
-      for (int l = 0; l < kGroup; ++l) out[l] = clip01(((row[l] - p[l]) - d[l]) * rate[l]);
-    }
+    for (int64_t s = 0; s < steps; ++s, row += stride, out += y_stride)
+      for (int i = 0; i < kCount; ++i) {
+        const Vector<T> v = load_vector(row + i * kVectorLanes<T>);
+        store_vector<T>(clipped01(((v - p[i]) - d[i]) * rate[i]), out + i * kVectorLanes<T>);
+      }
   }
 }
 

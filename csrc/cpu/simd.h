@@ -220,6 +220,15 @@ static inline int append_places(M m, int32_t first, int32_t* to) {
   return count;
 }
 #endif
+template <class V>
+static inline V lesser(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+static inline V larger(V a, V b) {
+  return a > b ? a : b;
+}
+
 // A bit for each lane whose x is beyond its floor.
 template <int kLanes, class T>
 static inline unsigned lanes_beyond(const T* x, const T* floor) {

@@ -110,19 +110,19 @@ class PanelSolver {
 
   // Short vectors side by side; false where some lanes are left to the general search.
   bool solve_short(const PerVector& k, const PerVector& tau, double* p, double* d) {
+    memset(solved_, 0, columns_);
     if (columns_ != plan_.width || plan_.n > kShort || !kept_.at) return false;
     bool all = true;
-    for (int first = 0; first < panel_.live;) {
-      const bool pair = plan_.width - first >= 2 * kGroup;
-      all &= pair ? solve_groups<2>(first, k, tau, p + first, d + first)
-                  : solve_groups<1>(first, k, tau, p + first, d + first);
-      first += (pair ? 2 : 1) * kGroup;
-    }
+    for (int first = 0; first < panel_.live;) all &= solve_groups<4>(first, k, tau, p, d);
     return all;
   }
 
+  // The lanes from `first` on, kGroups groups of them or as many as there are, and moves `first` behind them.
   template <int kGroups>
-  bool solve_groups(int first, const PerVector& k, const PerVector& tau, double* p, double* d) {
+  bool solve_groups(int& first, const PerVector& k, const PerVector& tau, double* p, double* d) {
+    if constexpr (kGroups > 1) {
+      if (plan_.width - first < kGroups * kGroup) return solve_groups<kGroups / 2>(first, k, tau, p, d);
+    }
     constexpr int kLanes = kGroups * kGroup;
     alignas(64) double mass[kLanes], temperature[kLanes], quantile[kLanes], root_p[kLanes], root_d[kLanes];
     const int live = int(smaller(kLanes, panel_.live - first)), given = k.values || tau.values ? live : 1;
@@ -142,9 +142,11 @@ class PanelSolver {
     }
     ShortSearch<T, kGroups>().solve(kept_.at + first, kept_.stride, plan_.n, mass, temperature, quantile, root_p,
                                     root_d, solved_ + first);
-    memcpy(p, root_p, live * sizeof(double));
-    memcpy(d, root_d, live * sizeof(double));
-    return memchr(solved_ + first, false, live) == nullptr;
+    memcpy(p + first, root_p, live * sizeof(double));
+    memcpy(d + first, root_d, live * sizeof(double));
+    const bool all = memchr(solved_ + first, false, live) == nullptr;
+    first += kLanes;
+    return all;
   }
 
   // Long vectors: false where a sample does not help.
@@ -380,7 +382,7 @@ class PanelSolver {
   Thresholds thresholds_;
   Lanes<T> lanes_;
   Search<T> search_[kMaxLanes];
-  bool searching_at_[kMaxLanes], solved_[kMaxLanes] = {};
+  bool searching_at_[kMaxLanes], solved_[kMaxLanes];
   int searching_ = 0, gaps_ = 0;
   Undecided<T> undecided_;                // of a long vector
   bool tops_ = false;                     // it holds all entries that are not zero

@@ -136,10 +136,10 @@ class TopRows {
 // own.
 template <class T>
 static void project_row(const T* x, int64_t n, double p, double d, double tau, T* y) {
-  const T head = T(p), tail = T(d), rate = T(1 / tau);
+  const Vector<T> head = Vector<T>{} + T(p), tail = Vector<T>{} + T(d), rate = Vector<T>{} + T(1 / tau);
   auto write = [&](int64_t j) {
-#pragma omp simd
-    for (int l = 0; l < kGroup; ++l) y[j + l] = clip01(((x[j + l] - head) - tail) * rate);
+    for (int l = 0; l < kGroup; l += kVectorLanes<T>)
+      store_vector<T>(clipped01(((load_vector(x + j + l) - head) - tail) * rate), y + j + l);
   };
   write(0);
   const int64_t skipped = int64_t(-(reinterpret_cast<uintptr_t>(y) / sizeof(T))) & (kGroup - 1);
