@@ -163,11 +163,18 @@ class Sample {
  public:
   template <class Entries>
   Sample(const Plan& plan, const Entries& entries) : size_(size_of(plan.n)), list_(size_) {
-    alignas(64) T buffer[kWide];
+    constexpr int kTogether = 16;  // groups that are waited for together
+    alignas(64) T buffer[kTogether * kWide];
+    const T* group[kTogether];
     const int64_t groups = size_ / kGroup;
-    for (int64_t i = 0; i < groups; ++i) {
-      const T* step = entries(int64_t(double(i) / double(groups) * double(plan.full_steps)), 1, buffer).at;
-      memcpy(list_ + i * kGroup, step + i % (kWide / kGroup) * kGroup, kGroup * sizeof(T));
+    for (int64_t first = 0; first < groups; first += kTogether) {
+      const int together = int(smaller(kTogether, groups - first));
+      for (int i = 0; i < together; ++i) {
+        const int64_t step = int64_t(double(first + i) / double(groups) * double(plan.full_steps));
+        group[i] = entries(step, 1, buffer + i * kWide).at + i % (kWide / kGroup) * kGroup;
+        __builtin_prefetch(group[i]);
+      }
+      for (int i = 0; i < together; ++i) memcpy(list_ + (first + i) * kGroup, group[i], kGroup * sizeof(T));
     }
   }
 
