@@ -138,13 +138,6 @@ def project(
     Solved for the threshold or, with `pav`, by sorting and pooling adjacent violators; the state is the same, and so
     are the derivatives that follow from it.
     """
-    if mask is k_values is tau_values is None and not pav and _ops.direct(x) and not transforming():
-        call = _ops.projection_call(x, dim)
-        if call is not None:
-            state = call.new_state()
-            if x.requires_grad and torch.is_grad_enabled():
-                return _apply_directly(x, state, k, tau, call), state
-            return call.threshold(x, None, k, None, tau, state), state
     solve = _PROJECT_PAV if pav else _PROJECT
     result: tuple[Tensor, Tensor] = solve(x, mask, k_values, k, tau_values, tau, dim)
     return result
@@ -202,9 +195,15 @@ class _Project(Function):
         return out, None
 
 
-class _ProjectDirectly(Function):
-    """The projection for one k and one tau where nothing but autograd comes before the kernels."""
+def project_directly(x: Tensor, k: float, tau: float, call: _ops.ProjectionCall) -> tuple[Tensor, Tensor]:
+    """The projection for one k and one tau, and its state, where nothing but autograd comes before the kernels."""
+    state = call.new_state()
+    if x.requires_grad and torch.is_grad_enabled():
+        return _apply_directly(x, state, k, tau, call), state
+    return call.threshold(x, None, k, None, tau, state), state
 
+
+class _ProjectDirectly(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, state: Tensor, k: float, tau: float, call: _ops.ProjectionCall) -> Tensor:
         ctx.save_for_backward(x, state)

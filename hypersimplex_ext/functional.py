@@ -5,6 +5,7 @@ C. Gomez, P. Wang, L. Tang, "Differentiable Zero-One Loss via Hypersimplex Proje
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from typing import Any, Literal, overload
@@ -12,8 +13,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _layout, _loss, _loss_ops, _ops
-from ._autograd import project, transforming
+from . import _checks, _layout, _loss, _ops
+from ._autograd import project, project_directly, transforming
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
@@ -110,6 +111,24 @@ def soft_binary_argmax(
         >>> soft_binary_argmax(x, k=1, tau=10.0)
         tensor([0.2533, 0.4033, 0.3433])
     """
+    y, state = _projected(input, k, tau, dim, mask, solver)
+    if not return_threshold:
+        return y
+    return y, (state[0] + state[1]).to(torch.promote_types(y.dtype, torch.float32))
+
+
+def _projected(
+    input: Tensor, k: float | Tensor, tau: float | Tensor, dim: int, mask: Tensor | None, solver: str
+) -> tuple[Tensor, Tensor]:
+    """The projection and its state."""
+    signature = None
+    if mask is None and _plain(input):
+        signature = (
+            input.dtype, input.device, input.shape, input.stride(), type(k), type(tau), k, tau, dim, solver,
+        )  # fmt: skip
+        call = _recall(signature)
+        if call is not None:
+            return project_directly(input, k, tau, call)  # type: ignore[arg-type]  # no tensor is remembered
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     input = _autocast(input)
@@ -118,10 +137,39 @@ def soft_binary_argmax(
     if mask is not None:
         mask = _checks.mask(mask, input)
     pav = bool(_checks.choice("solver", solver, SOLVERS))
-    y, state = project(input, mask, k_values, k, tau_values, tau, dim, pav)
-    if not return_threshold:
-        return y
-    return y, (state[0] + state[1]).to(torch.promote_types(input.dtype, torch.float32))
+    if signature is not None and k_values is tau_values is None and not pav:
+        call = _ops.projection_call(input, dim)
+        if call is not None:
+            _remember(signature, call)
+            return project_directly(input, k, tau, call)
+    return project(input, mask, k_values, k, tau_values, tau, dim, pav)
+
+
+# The calls that passed every check: the next batch is mostly like the last.
+_known: dict[tuple[Any, ...], Any] = {}
+_KNOWN_AT_MOST = 1024
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def _plain(input: Any, *others: Tensor) -> bool:
+    """Whether a call with these tensors may go to the kernels as it is, once it has passed the checks."""
+    plain = type(input) in _PLAIN and _ops.direct(input, *others) and not transforming()
+    return plain and _autocast(input) is input
+
+
+def _recall(signature: tuple[Any, ...]) -> Any:
+    """The call of this signature, or None. Types come before values in a signature: 1 == 1.0 == True."""
+    try:
+        return _known.get(signature)
+    except TypeError:  # of what cannot be hashed, and mostly is to be refused
+        return None
+
+
+def _remember(signature: tuple[Any, ...], call: Any) -> None:
+    if len(_known) >= _KNOWN_AT_MOST:
+        _known.clear()
+    with contextlib.suppress(TypeError):
+        _known[signature] = call
 
 
 def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tuple[Tensor | None, float]:
@@ -269,43 +317,26 @@ def loss_and_statistics(
     signature = None
     weights = [t for t in (weight, sample_weight) if t is not None]
     constant = all(type(t) is Tensor and not t.requires_grad for t in (target, *weights))
-    plain = type(input) is Tensor and constant and _ops.direct(input, target, *weights)
-    if plain and not transforming() and _autocast(input) is input:
+    if constant and _plain(input, target, *weights):
         signature = (
             input.dtype, input.device, input.shape, input.stride(),
             target.dtype, target.device, target.shape, target.stride(),
             weight is None, *[(t.dtype, t.device, t.shape) for t in weights],
-            type(k), type(tau), type(ignore_index), type(label_smoothing),  # first: 1 == 1.0 == True
+            type(k), type(tau), type(ignore_index), type(label_smoothing),
             k, tau, ignore_index, label_smoothing, kind, reduction,
         )  # fmt: skip
-        try:
-            call = _known.get(signature)
-        except TypeError:  # what cannot be hashed is to be refused
-            call = signature = None
+        call = _recall(signature)
         if call is not None:
             placed = [t if t is None else t.to(call.state.dtype).contiguous() for t in (weight, sample_weight)]
             return _loss.fused(input, call, target, None, None, *placed)
     logits, arguments = _checked(
         input, target, k, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction
     )
-    if signature is not None and logits is input and arguments.target is target:
-        _remember(signature, input, arguments)
+    if signature is not None and arguments.target is target and arguments.k_values is arguments.tau_values is None:
+        call = _loss.fused_call(input, arguments)
+        if call is not None:
+            _remember(signature, call)
     return _loss.loss(logits, arguments)
-
-
-# The calls that passed every check: the next batch is mostly like the last.
-_known: dict[tuple[Any, ...], _loss_ops.LossCall] = {}
-_KNOWN_AT_MOST = 1024
-
-
-def _remember(signature: tuple[Any, ...], input: Tensor, arguments: _loss.Arguments) -> None:
-    """Keep the call unless there are tensors whose values are to be checked."""
-    call = _loss.fused_call(input, arguments)
-    if call is None or arguments.k_values is not None or arguments.tau_values is not None:
-        return
-    if len(_known) >= _KNOWN_AT_MOST:
-        _known.clear()
-    _known[signature] = call
 
 
 def _checked(

@@ -1,5 +1,6 @@
 """Errors: each names the argument, what was expected and what came."""
 
+import itertools
 import re
 
 import pytest
@@ -182,14 +183,27 @@ def test_what_is_remembered_is_bounded_and_holds_nothing_of_the_user(monkeypatch
         hypersimplex_loss(x, torch.zeros(n, dtype=torch.long))
         hypersimplex_loss(x, torch.zeros(n, dtype=torch.long), torch.ones(3))
         hypersimplex_loss(x, torch.zeros(n, dtype=torch.long), tau=torch.ones(3), weight=torch.ones(3))
+        soft_binary_argmax(x, 1)
+        soft_binary_argmax(x, 1, torch.tensor(1.0))
         assert 1 <= len(known) <= 3
-    assert not any(isinstance(v, torch.Tensor) for key, call in known.items() for v in (*key, *call.settings))
+    settings = [value for call in known.values() for value in getattr(call, "settings", ())]
+    assert not any(isinstance(value, torch.Tensor) for value in (*settings, *itertools.chain(*known)))
+
+
+def test_what_is_remembered_tells_calls_apart():
     x = torch.randn(4, 3, dtype=torch.bfloat16)
     labels = torch.zeros(4, dtype=torch.long)
     for _ in range(2):
         assert hypersimplex_loss(x, labels).dtype == torch.bfloat16
+        assert soft_binary_argmax(x, 1).dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16):
             assert hypersimplex_loss(x, labels).dtype == torch.float32
+            assert soft_binary_argmax(x, 1).dtype == torch.float32
+        with pytest.raises(TypeError, match="k must be"):
+            soft_binary_argmax(x, True)
+        with pytest.raises(TypeError, match="k must be"):
+            soft_binary_argmax(x, [1])
+        assert ((soft_binary_argmax(x, 1, dim=0).sum(0) - 1).abs() < 0.02).all()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
