@@ -41,11 +41,15 @@ _CHECKED = 1 << 20  # entries that are compared with the reference: as many vect
 _CHECKED_SLOWLY = 20_000  # entries for a reference that takes them one by one
 _BLOCK = 1 << 22  # logits of a loss that the reference takes at a time
 _WARM_SECONDS = 0.05  # calls shorter than this are made once, untimed, before each sample
+_ONCE_SECONDS = 3.0  # a call longer than this is its contender's only sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure: a contender takes part in `rounds` rounds, or in 3 or more that take `seconds` together."""
+    """How long to measure: a contender takes part in `rounds` rounds, or in 3 or more that take `seconds` together.
+
+    A call of several seconds is made once.
+    """
 
     rounds: int
     seconds: float
@@ -280,14 +284,17 @@ def _alternate(
     """Return the seconds of a call in every round; a contender that drops out lacks the last rounds."""
     clock = clock or HostClock()
     calls, warm = {}, {}
+    samples: dict[str, list[float]] = {name: [] for name in functions}
     for name, function in functions.items():
-        function()
+        duration = clock.time(function, 1)
+        if duration > _ONCE_SECONDS:
+            samples[name].append(duration)
+            continue
         duration = min(clock.time(function, 1) for _ in range(2))
         calls[name] = clock.calls(duration)
         warm[name] = duration < _WARM_SECONDS
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    spent = dict.fromkeys(functions, 0.0)
-    order = list(functions)
+    spent = dict.fromkeys(calls, 0.0)
+    order = list(calls)
     shuffle = random.Random(0).shuffle
     for _ in range(effort.rounds):
         shuffle(order)

@@ -197,6 +197,18 @@ def test_a_contender_over_its_time_drops_out_after_three_rounds():
     assert len(samples["none"]) == 5
 
 
+def test_a_contender_that_takes_seconds_is_called_once():
+    class Clock:
+        def calls(self, seconds):
+            return 1
+
+        def time(self, function, calls):
+            return function()
+
+    samples = measure._alternate({"slow": lambda: 9.0, "fast": lambda: 0.5}, Effort(rounds=4, seconds=60.0), Clock())
+    assert samples == {"slow": [9.0], "fast": [0.5] * 4}
+
+
 def test_figures_of_nothing(tmp_path):
     assert figures.draw([], tmp_path) == []
 
