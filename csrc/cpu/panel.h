@@ -255,7 +255,7 @@ static void sweep(const Plan& plan, int threads, int64_t count, Accumulator* tot
     out.fold(plan.width, plan.columns);
   };
   // Rounds of chunks: a round's partial totals are merged in order, whoever computed them.
-  constexpr int kRound = sizeof(Accumulator) < 1024 ? 256 : 32;
+  constexpr int kRound = 32;
   Accumulator partial[kRound];
   const int64_t round = threads > 1 ? kRound : 1;
   for (int64_t first = 0; first < plan.chunks; first += round) {
@@ -266,7 +266,7 @@ static void sweep(const Plan& plan, int threads, int64_t count, Accumulator* tot
         continue;
       }
       if (first == 0) total[i].clear(plan.columns);
-      walk_parts(chunks, threads, Walk::kForwards, [&](int64_t j) { run(i, first + j, partial[j]); });
+      walk_parts(chunks, threads, Walk::kForwards, [&](int64_t j, int64_t) { run(i, first + j, partial[j]); });
       for (int64_t j = 0; j < chunks; ++j) total[i].merge(partial[j], plan.columns);
     }
   }
@@ -281,7 +281,8 @@ static void sweep(const Plan& plan, int threads, Accumulator& total, const Body&
 
 template <class Body>
 static void for_each_chunk(const Plan& plan, int threads, const Body& body) {
-  walk_parts(plan.chunks, threads, Walk::kBackwards, [&](int64_t chunk) { for_each_block(plan, chunk, body); });
+  walk_parts(plan.chunks, threads, Walk::kBackwards,
+             [&](int64_t chunk, int64_t) { for_each_block(plan, chunk, body); });
 }
 
 // As many threads as the work is worth.

@@ -39,14 +39,14 @@ static void parallel_for(int64_t count, int threads, const Body& body, int64_t b
 
 enum class Walk { kForwards, kBackwards };
 
-// body(i) for every i < count, a part of its own to each thread: who walks back over an array that he has just walked
-// over finds its end in his cache.
+// body(i, part) for every i < count, a part of its own to each thread: who walks back over an array that he has just
+// walked over finds its end in his cache.
 template <class Body>
 static void walk_parts(int64_t count, int threads, Walk walk, const Body& body) {
   const int64_t parts = count < threads ? count : threads;
   parallel_for(parts, threads, [&](int64_t part) {
     const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
-    for (int64_t i = begin; i < end; ++i) body(walk == Walk::kForwards ? i : begin + (end - 1 - i));
+    for (int64_t i = begin; i < end; ++i) body(walk == Walk::kForwards ? i : begin + (end - 1 - i), part);
   });
 }
 

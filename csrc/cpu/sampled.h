@@ -3,6 +3,7 @@
 // into a list, on which the search goes on. Where the mass is small the list holds all of the vector that is not zero.
 #pragma once
 
+#include <memory>
 #include <utility>
 
 #include "aligned.h"
@@ -28,27 +29,46 @@ struct Bracket {
   bool open() const { return hi.d == HUGE_VAL; }  // no upper end: whatever is not zero is undecided
 };
 
-// What a sweep makes of a vector's entries given a bracket: sums over those that are decided, a list of the others.
+// Sums over the entries that a bracket decides.
 template <class T>
-class Undecided {
- public:
+struct Decided {
   double ones = 0, active = 0;  // how many are one, how many active
   double sum = 0;               // the active ones' sum of x - lo.p
 
-  void clear(int) {
-    ones = active = sum = 0;
-    count_ = 0;
-  }
-  void fold(int, int) {}
-  void merge(const Undecided& next, int) {
+  void add(const Decided& next) {
     ones += next.ones;
     active += next.active;
     sum += next.sum;
-    if (next.count_ == 0) return;
-    reserve(next.count_, next.places_ != nullptr);
-    memcpy(list_ + count_, next.list_, next.count_ * sizeof(T));
-    if (places_) memcpy(places_ + count_, next.places_, next.count_ * sizeof(int64_t));
-    count_ += next.count_;
+  }
+};
+
+// What a bracket makes of a vector's entries: sums over those that are decided, a list of the others.
+template <class T>
+class Undecided {
+ public:
+  Decided<T> decided;
+
+  // Takes in a vector, of which entries(step, steps, buffer) gives a block and visit(step, steps) is told each one;
+  // false where more than `most` entries are undecided.
+  template <class Entries, class Visit>
+  bool take(const Plan& plan, int threads, const Bracket<T>& bracket, int64_t most, const Entries& entries,
+            const Visit& visit) {
+    const std::unique_ptr<Undecided[]> parts(new Undecided[threads]);
+    const std::unique_ptr<Decided<T>[]> sums(new Decided<T>[plan.chunks]);  // added in order, whoever computed them
+    walk_parts(plan.chunks, threads, Walk::kForwards, [&](int64_t chunk, int64_t part) {
+      Undecided& out = parts[part];
+      if (out.count_ > most) return;
+      out.decided = {};
+      for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
+        alignas(64) T buffer[kBlock];
+        out.add(entries(step, steps, buffer).at, step * plan.width, steps * plan.width, bracket);
+        visit(step, steps);
+      });
+      sums[chunk] = out.decided;
+    });
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) decided.add(sums[chunk]);
+    for (int part = 0; part < threads; ++part) append_list(parts[part]);
+    return count_ <= most;
   }
 
   // x_first, ... into sums and list. For an open bracket the list holds every NaN too, and the places.
@@ -75,6 +95,14 @@ class Undecided {
   View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWide, kWide}; }
 
  private:
+  void append_list(const Undecided& next) {
+    if (next.count_ == 0) return;
+    reserve(next.count_, next.places_ != nullptr);
+    memcpy(list_ + count_, next.list_, next.count_ * sizeof(T));
+    if (places_) memcpy(places_ + count_, next.places_, next.count_ * sizeof(int64_t));
+    count_ += next.count_;
+  }
+
   void sort_out(const T* x, int64_t entries, const Bracket<T>& bracket) {
     using V = Vector<T>;
     reserve(entries, false);
@@ -99,9 +127,9 @@ class Undecided {
       join_vectors(part, sums);
     }
     count_ = to - list_;
-    total(are_one, ones);
-    total(are_active, active);
-    total(sums, sum);
+    total(are_one, decided.ones);
+    total(are_active, decided.active);
+    total(sums, decided.sum);
   }
 
   void list_tops(const T* x, int64_t first, int64_t entries, T floor) {

@@ -61,7 +61,7 @@ class PanelSolver {
     others_ = &others;
     origin_ = bracket.lo.p;
     const Sweep at_lo = evaluate(bracket.lo, tau), at_hi = evaluate(bracket.hi, tau);
-    const bool numbers = at_lo.g == others.ones + others.active + double(others.count());
+    const bool numbers = at_lo.g == others.decided.ones + others.decided.active + double(others.count());
     if (!numbers || !search_[0].start_between(k, tau, bracket.lo, bracket.hi, at_lo, at_hi)) return false;
     thresholds_.set(0, search_[0].t);
     searching_at_[0] = true;
@@ -159,21 +159,18 @@ class PanelSolver {
     const double slack = kDeviations * sqrt(share * (1 - share / size)) + 3;
     const bool tops = share <= slack;
     if (!(tops || (kAppendsVectors && plan_.n >= kSampled)) || share + slack >= size) return false;
-    const Sample<T> sample(plan_, [&](int64_t step, int64_t n, T* buffer) { return entries(step, n, buffer); });
+    auto read = [&](int64_t step, int64_t steps, T* buffer) { return entries(step, steps, buffer); };
+    const Sample<T> sample(plan_, read);
     const Pair lo = sampled_root(sample, share + slack, temperature);
     const Pair hi = tops ? Pair{lo.p, HUGE_VAL} : sampled_root(sample, share - slack, temperature);
     if (!(lo.p - lo.p == 0 && difference(hi, lo) > 0)) return false;
 
     const Bracket<T> bracket(lo, hi, temperature);
     if (8 * sample.undecided(bracket) > sample.size()) return false;
-    const int64_t most = plan_.n / 8;
-    sweep(plan_, threads_, undecided_, [&](int64_t step, int64_t steps, Undecided<T>& out) {
-      if (undecided_.count() > most) return;
-      alignas(64) T buffer[kBlock];
-      out.add(entries(step, steps, buffer).at, step * plan_.width, steps * plan_.width, bracket);
+    const bool few = undecided_.take(plan_, threads_, bracket, plan_.n / 8, read, [&](int64_t step, int64_t steps) {
       if (tops) visit(step, steps);
     });
-    if (undecided_.count() > most) return false;
+    if (!few) return false;
     undecided_.pad();
     const Plan plan = plan_.with_length(undecided_.length());
     const Panel panel(plan, panel_.index);
@@ -260,9 +257,9 @@ class PanelSolver {
   Sweep result(const LaneSums& sums, int c) const {
     Sweep at{sums.a[c], sums.b[c], sums.c[c]};
     if (others_) {
-      at.g += others_->ones + others_->active;
-      at.h += others_->ones;
-      at.S += others_->sum + others_->active * (origin_ - thresholds_.p[c]);
+      at.g += others_->decided.ones + others_->decided.active;
+      at.h += others_->decided.ones;
+      at.S += others_->decided.sum + others_->decided.active * (origin_ - thresholds_.p[c]);
     }
     return at;
   }
