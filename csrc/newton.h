@@ -61,12 +61,14 @@ struct Pair {
   double p, d;
 };
 
-// p + d with p moved to the nearest number of type T; exact (two-sum).
+// p + d with p moved to the nearest finite number of type T; exact (two-sum).
 template <class T>
 HYPERSIMPLEX_HOST_DEVICE Pair renormalised(double p, double d) {
+  constexpr double kMost = sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308;
   double s = p + d, shifted = s - p;
   double error = (p - (s - shifted)) + (d - shifted);
-  double nearest = double(T(s));
+  double within = s < -kMost ? -kMost : s > kMost ? kMost : s;
+  double nearest = double(T(within));
   return {nearest, (s - nearest) + error};
 }
 

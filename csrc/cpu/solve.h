@@ -47,7 +47,7 @@ class PanelSolver {
     if (solve_short(k, tau, p, d) || solve_sampled(k, tau, p, d, visit)) return;
     start(k, tau, p, d);
     search(p, d);
-    if (searching_ > 0) finish_exactly(p, d);
+    if (searching_ + huge_ > 0) finish_exactly(p, d);
     if (gaps_ > 0) centre_gaps(p, d);
   }
 
@@ -154,7 +154,7 @@ class PanelSolver {
   bool solve_sampled(const PerVector& k, const PerVector& tau, double* p, double* d, const Visit& visit) {
     if (columns_ != 1 || plan_.n < kTops) return false;
     const double mass = at(k, panel_.vector(0)), temperature = at(tau, panel_.vector(0));
-    if (!(mass > 0 && mass < double(plan_.n) && temperature > 0 && temperature < HUGE_VAL)) return false;
+    if (!(mass > 0 && mass < double(plan_.n) && regular<T>(0, 0, temperature))) return false;
     const double size = double(Sample<T>::size_of(plan_.n)), share = size * (mass / double(plan_.n));
     const double slack = kDeviations * sqrt(share * (1 - share / size)) + 3;
     const bool tops = share <= slack;
@@ -217,7 +217,7 @@ class PanelSolver {
     double entries_swept = double(plan_.steps * plan_.entries_per_step());
     double last_q = -1, z = 0;
     for (int c = 0; c < columns_; ++c) {
-      searching_at_[c] = false;
+      searching_at_[c] = huge_at_[c] = false;
       search_[c].status = SearchStatus::kFound;
       thresholds_.set(c, {HUGE_VAL, 0});
       thresholds_.tau[c] = 1;
@@ -241,10 +241,13 @@ class PanelSolver {
         double mean = moments.sums.b[c] / count, variance = moments.sums.c[c] / count - mean * mean;
         search_[c].start(mass, temperature, count, infinite, moments.range.low[c], moments.range.high[c],
                          double(shift[c]) + mean, variance > 0 ? variance : 0, z);
+        thresholds_.tau[c] = temperature;
+        huge_at_[c] = temperature >= kMostTau<T>;
+        huge_ += huge_at_[c];
+        if (huge_at_[c]) continue;
         searching_at_[c] = true;
         ++searching_;
         thresholds_.set(c, search_[c].t);
-        thresholds_.tau[c] = temperature;
       }
     }
   }
@@ -317,8 +320,8 @@ class PanelSolver {
   }
 
   void settle(int c, double* p, double* d) {
+    searching_ -= searching_at_[c];
     searching_at_[c] = false;
-    --searching_;
     gaps_ += search_[c].status != SearchStatus::kFound;
     p[c] = search_[c].t.p;
     d[c] = search_[c].t.d;
@@ -327,7 +330,7 @@ class PanelSolver {
   void finish_exactly(double* p, double* d) {
     std::unique_ptr<T[]> list(new T[plan_.n]);
     for (int c = 0; c < columns_; ++c) {
-      if (!searching_at_[c]) continue;
+      if (!searching_at_[c] && !huge_at_[c]) continue;
       int64_t count = 0;
       double infinite = 0;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
@@ -379,8 +382,8 @@ class PanelSolver {
   Thresholds thresholds_;
   Lanes<T> lanes_;
   Search<T> search_[kMaxLanes];
-  bool searching_at_[kMaxLanes], solved_[kMaxLanes];
-  int searching_ = 0, gaps_ = 0;
+  bool searching_at_[kMaxLanes], solved_[kMaxLanes], huge_at_[kMaxLanes];  // huge: sums in T would overflow
+  int searching_ = 0, huge_ = 0, gaps_ = 0;
   Undecided<T> undecided_;                // of a long vector
   bool tops_ = false;                     // it holds all entries that are not zero
   const Undecided<T>* others_ = nullptr;  // the entries at hand are its list; its sums tell of the vector's others

@@ -14,11 +14,16 @@ static inline double project_entry(double x, double p, double d, double tau) {
   return clip01(((x - p) - d) / tau);
 }
 
+// The sums of a block in T do not overflow for a temperature up to here, nor does 1 / tau for one above the other.
+template <class T>
+constexpr double kMostTau = double(kLargest<T>) / (4 * kBlock);
+template <class T>
+constexpr double kLeastTau = 16 / double(kLargest<T>);
+
 // Whether lanes.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
 template <class T>
 static inline bool regular(double p, double d, double tau) {
-  constexpr double limit = double(kLargest<T>) / 16;
-  return p == p && (p != HUGE_VAL || d == 0) && tau > 1 / limit && tau < limit;
+  return p == p && (p != HUGE_VAL || d == 0) && tau > kLeastTau<T> && tau < kMostTau<T>;
 }
 
 // Whether lanes.h can express all of `count` vectors, which false leaves open.
