@@ -37,6 +37,9 @@ class ShortSearch {
     leave(x, stride, n, tau, p, d, solved);
   }
 
+  // Whether no entry is active at the lane's threshold.
+  bool in_gap(int lane) const { return status_[lane / kVectorLanes<T>][lane % kVectorLanes<T>] > kFound; }
+
  private:
   using V = Vector<T>;
   using I = Counts<T>;
@@ -200,11 +203,11 @@ class ShortSearch {
     const V rest = ones * tau + sum, f = rest - slope * t.d;
     const Pair newton = two_sum(t.p, rest / either(sloping, slope, zero + 1));
     const M rises = greater(f, zero);
-    const Pair lo = either_pair(rises, t, lo_[i]), hi = either_pair(rises, hi_[i], t);
-    const V narrowed = difference(hi, lo);
+    Pair lo = either_pair(rises, t, lo_[i]), hi = either_pair(rises, hi_[i], t);
+    V narrowed = difference(hi, lo);
     const M same = equal(g, last_g_[i]) & equal(h, last_h_[i]), done = same | equal(f, zero);
     const I bad = either(greater(narrowed, T(0.5) * width_[i]), bad_[i] + 1, I{});
-    const M wide = greater(narrowed, 64 * tau);
+    M wide = greater(narrowed, 64 * tau);
     auto inside = [&](Pair u) { return M(greater(difference(u, lo), zero) & greater(difference(hi, u), zero)); };
     const bool patient = steps < 8;
     M by_newton = sloping & inside(newton) & greater(I{} + 6, bad);
@@ -212,11 +215,18 @@ class ShortSearch {
 
     const M on = without(searching, done);
     Pair next = newton;
-    lo_[i] = lo;  // of a lane that is done these no longer matter
-    hi_[i] = hi;
-    f_lo_[i] = either(rises, f, f_lo_[i]);
+    f_lo_[i] = either(rises, f, f_lo_[i]);  // of a lane that is done these no longer matter
     f_hi_[i] = either(rises, f_hi_[i], f);
     if (any(without(on, by_newton))) {
+      const M flat = without(M(on & wide), sloping);
+      if (any(flat)) {  // as in Search::jump
+        const Pair edge = edge_of(x, stride, n, i, rises);
+        const M jumps = flat & inside(edge);
+        lo = either_pair(M(jumps & rises), edge, lo);
+        hi = either_pair(without(jumps, rises), edge, hi);
+        narrowed = difference(hi, lo);
+        wide = greater(narrowed, 64 * tau);
+      }
       const V fraction = f_lo_[i] / (f_lo_[i] - f_hi_[i]);
       Pair secant = two_sum(lo.p, lo.d + narrowed * fraction), middle = two_sum(lo.p, lo.d + T(0.5) * narrowed);
       const I below = ordered(lo.p), above = ordered(hi.p);
@@ -226,6 +236,8 @@ class ShortSearch {
       if (!patient) by_secant = without(by_secant, wide);
       next = either_pair(by_newton, newton, either_pair(by_secant, secant, middle));
     }
+    lo_[i] = lo;
+    hi_[i] = hi;
     const I status =
         either(equal(ones, zero), I{} + kGapBelow, either(equal(others, zero), I{} + kGapAbove, I{} + kFound));
     const Pair root = either_pair(same & equal(status, I{} + kFound), newton, t);
@@ -237,6 +249,19 @@ class ShortSearch {
     last_h_[i] = either(by_newton, h, I{} - 1);
     bad_[i] = bad;
     return any(on);
+  }
+
+  // Where the piece of f around t ends on which no entry is active: upwards where f is to fall, else downwards.
+  Pair edge_of(const T* x, int64_t stride, int64_t n, int i, M upwards) const {
+    const Pair t = t_[i];
+    V zero = V{} - kLargest<T>, one = V{} + kLargest<T>;
+    for (int64_t j = 0; j < n; ++j) {
+      const V v = load_vector(x + j * stride);
+      const M is_above = greater(v - t.p, t.d);
+      one = either(is_above, lesser(v, one), one);
+      zero = either(is_above, zero, larger(v, zero));
+    }
+    return either_pair(upwards, two_sum(one, -tau_[i]), {zero, V{}});
   }
 
   void leave(const T* x, int64_t stride, int64_t n, const double* tau, double* p, double* d, bool* solved) {

@@ -83,7 +83,8 @@ class TopRows {
     return count > kMostTops ? kLeft : count;
   }
 
-  // A little below the thresholds of the maxima: at the floor the mass is to exceed k.
+  // A little below the thresholds of the maxima, or where these lie in a gap below the next maximum: at the floor the
+  // mass is to exceed k.
   void find_floors(bool* solved) {
     rows_to_lanes(lists_, kMaxima, kMaxima, lanes_, kGroup);
     for (int r = 0; r < kGroup; ++r) {
@@ -91,7 +92,15 @@ class TopRows {
       quantile_[r] = known ? quantile_[r - 1] : normal_quantile(1 - mass_[r] / kMaxima);
     }
     search_.solve(lanes_, kGroup, kMaxima, mass_, tau_, quantile_, p_, d_, solved);
-    for (int r = 0; r < kGroup; ++r) floor_[r] = T(p_[r] + d_[r] - tau_[r] / 16);
+    for (int r = 0; r < kGroup; ++r) {
+      const T* maxima = lists_ + r * kMaxima;
+      T top = T(p_[r] + d_[r]), next = -T(HUGE_VAL);
+      if (search_.in_gap(r)) {
+        for (int l = 0; l < kMaxima; ++l) next = maxima[l] <= top && maxima[l] > next ? maxima[l] : next;
+        top = from_ordered<T>(to_ordered(next) - 1);
+      }
+      floor_[r] = T(top - tau_[r] / 16);
+    }
   }
 
   // Whether the entries above the floor are finite and have more than mass k at it, and so the others none at the
