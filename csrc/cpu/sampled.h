@@ -49,15 +49,16 @@ class Undecided {
   Decided<T> decided;
 
   // Takes in a vector, of which entries(step, steps, buffer) gives a block and visit(step, steps) is told each one;
-  // false where more than `most` entries are undecided.
+  // false where more than `most` entries are undecided. `expected` of them find room at once.
   template <class Entries, class Visit>
-  bool take(const Plan& plan, int threads, const Bracket<T>& bracket, int64_t most, const Entries& entries,
-            const Visit& visit) {
+  bool take(const Plan& plan, int threads, const Bracket<T>& bracket, int64_t expected, int64_t most,
+            const Entries& entries, const Visit& visit) {
     const std::unique_ptr<Undecided[]> parts(new Undecided[threads]);
     const std::unique_ptr<Decided<T>[]> sums(new Decided<T>[plan.chunks]);  // added in order, whoever computed them
     walk_parts(plan.chunks, threads, Walk::kForwards, [&](int64_t chunk, int64_t part) {
       Undecided& out = parts[part];
       if (out.count_ > most) return;
+      if (out.capacity_ == 0) out.reserve(expected / threads + kBlock, bracket.open());
       out.decided = {};
       for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
         alignas(64) T buffer[kBlock];
@@ -67,7 +68,11 @@ class Undecided {
       sums[chunk] = out.decided;
     });
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) decided.add(sums[chunk]);
-    for (int part = 0; part < threads; ++part) append_list(parts[part]);
+    list_ = std::move(parts[0].list_);
+    places_ = std::move(parts[0].places_);
+    count_ = parts[0].count_;
+    capacity_ = parts[0].capacity_;
+    for (int part = 1; part < threads; ++part) append_list(parts[part]);
     return count_ <= most;
   }
 

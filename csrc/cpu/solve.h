@@ -166,11 +166,13 @@ class PanelSolver {
     if (!(lo.p - lo.p == 0 && difference(hi, lo) > 0)) return false;
 
     const Bracket<T> bracket(lo, hi, temperature);
-    if (8 * sample.undecided(bracket) > sample.size()) return false;
-    const bool few = undecided_.take(plan_, threads_, bracket, plan_.n / 8, read, [&](int64_t step, int64_t steps) {
+    const int64_t undecided = sample.undecided(bracket);
+    if (8 * undecided > sample.size()) return false;
+    auto told = [&](int64_t step, int64_t steps) {
       if (tops) visit(step, steps);
-    });
-    if (!few) return false;
+    };
+    const int64_t expected = int64_t(1.25 / size * double(undecided) * double(plan_.n));
+    if (!undecided_.take(plan_, threads_, bracket, expected, plan_.n / 8, read, told)) return false;
     undecided_.pad();
     const Plan plan = plan_.with_length(undecided_.length());
     const Panel panel(plan, panel_.index);
