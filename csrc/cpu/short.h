@@ -251,8 +251,8 @@ class ShortSearch {
     return any(on);
   }
 
-  // Where the piece of f around t ends on which no entry is active: upwards where f is to fall, else downwards.
-  Pair edge_of(const T* x, int64_t stride, int64_t n, int i, M upwards) const {
+  // The end of the piece of f around t on which no entry is active: the upper one or the lower one.
+  Pair edge_of(const T* x, int64_t stride, int64_t n, int i, M upper) const {
     const Pair t = t_[i];
     V zero = V{} - kLargest<T>, one = V{} + kLargest<T>;
     for (int64_t j = 0; j < n; ++j) {
@@ -261,7 +261,7 @@ class ShortSearch {
       one = either(is_above, lesser(v, one), one);
       zero = either(is_above, zero, larger(v, zero));
     }
-    return either_pair(upwards, two_sum(one, -tau_[i]), {zero, V{}});
+    return either_pair(upper, two_sum(one, -tau_[i]), {zero, V{}});
   }
 
   void leave(const T* x, int64_t stride, int64_t n, const double* tau, double* p, double* d, bool* solved) {
