@@ -30,7 +30,6 @@ struct Bracket {
 };
 
 // Sums over the entries that a bracket decides.
-template <class T>
 struct Decided {
   double ones = 0, active = 0;  // how many are one, how many active
   double sum = 0;               // the active ones' sum of x - lo.p
@@ -46,7 +45,7 @@ struct Decided {
 template <class T>
 class Undecided {
  public:
-  Decided<T> decided;
+  Decided decided;
 
   // Takes in a vector, of which entries(step, steps, buffer) gives a block and visit(step, steps) is told each one;
   // false where more than `most` entries are undecided. `expected` of them find room at once.
@@ -54,7 +53,7 @@ class Undecided {
   bool take(const Plan& plan, int threads, const Bracket<T>& bracket, int64_t expected, int64_t most,
             const Entries& entries, const Visit& visit) {
     const std::unique_ptr<Undecided[]> parts(new Undecided[threads]);
-    const std::unique_ptr<Decided<T>[]> sums(new Decided<T>[plan.chunks]);  // added in order, whoever computed them
+    const std::unique_ptr<Decided[]> sums(new Decided[plan.chunks]);  // added in order, whoever computed them
     walk_parts(plan.chunks, threads, Walk::kForwards, [&](int64_t chunk, int64_t part) {
       Undecided& out = parts[part];
       if (out.count_ > most) return;
