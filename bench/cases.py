@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 
@@ -69,12 +70,12 @@ class Case:
     threads: int = 0
     device: str = "cpu"
 
-    @property
+    @functools.cached_property
     def dim(self) -> int:
         """The dimension of the tensor that a vector extends along."""
         return 1 if self.layout == "rows" else 0
 
-    @property
+    @functools.cached_property
     def tau(self) -> float:
         """Temperature in the units of the inputs."""
         return TEMPERATURES.get(self.inputs, 1.0)

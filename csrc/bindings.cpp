@@ -137,7 +137,7 @@ struct ProjectionCall {
   Shape shape;
   Strides x_strides, y_strides;
 
-  State state_at(double* p) const { return {p, p + shape.outer * shape.inner}; }  // [2, vectors]
+  State state_at(double* p) const { return {p, p ? p + shape.outer * shape.inner : nullptr}; }  // [2, vectors]
 };
 
 template <class Backend, class... Tail>
@@ -157,7 +157,7 @@ void define_projection(py::module_& m) {
            })
       .def("jvp", [](const Call& call, Data x, Data v, const Four& v_strides, Data state, Data tau_values, double tau,
                      Data out, Data sums, Tail... tail) {
-        const State grads = sums.address ? call.state_at(sums) : State{};
+        const State grads = call.state_at(sums);
         Backend::jvp({call.dtype, call.shape, x, call.x_strides, v, strides_of(v_strides), call.state_at(state),
                       per_vector(tau_values, tau), out, call.y_strides, grads.p, grads.d},
                      tail...);

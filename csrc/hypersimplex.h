@@ -52,7 +52,7 @@ struct ThresholdArgs {
   PerVector k, tau;
   void* y;  // null: thresholds only
   Strides y_strides;
-  State state;
+  State state;  // null, on the CPU: nobody wants it
 };
 
 // out = J v / tau with J = diag(1_A) - 1_A 1_A^T / |A|, symmetric: the JVP and the VJP of the projection in x.

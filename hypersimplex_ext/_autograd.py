@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
@@ -29,7 +30,7 @@ from . import _ops, _order_ops, reference
 
 def transforming() -> bool:
     """Whether a function transform (torch.func) or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transforms_active() or forward_ad._current_level >= 0
 
 
 def tracing() -> bool:
@@ -195,12 +196,15 @@ class _Project(Function):
         return out, None
 
 
-def project_directly(x: Tensor, k: float, tau: float, call: _ops.ProjectionCall) -> tuple[Tensor, Tensor]:
+def project_directly(
+    x: Tensor, k: float, tau: float, call: _ops.ProjectionCall, with_state: bool
+) -> tuple[Tensor, Tensor | None]:
     """The projection for one k and one tau, and its state, where nothing but autograd comes before the kernels."""
-    state = call.new_state()
     if x.requires_grad and torch.is_grad_enabled():
+        state = call.new_state()
         return _apply_directly(x, state, k, tau, call), state
-    return call.threshold(x, None, k, None, tau, state), state
+    kept = call.new_state() if with_state or call.backend.needs_state else None
+    return call.threshold(x, None, k, None, tau, kept), kept
 
 
 class _ProjectDirectly(Function):

@@ -24,6 +24,7 @@ class Backend(NamedTuple):
 
     kernels: Any  # a module with threshold, jvp, LossCall and the others of csrc/bindings.cpp
     call: Callable[..., None]
+    needs_state: bool  # whether a projection needs memory for its state even if nobody wants that
 
 
 _forked = False
@@ -54,7 +55,8 @@ def _call_cuda(function: Callable[..., None], device: torch.device, *arguments: 
         function(*arguments, torch.cuda.current_stream(device).cuda_stream, allocate)
 
 
-BACKENDS = {name: Backend(kernels, {"cpu": _call_cpu, "cuda": _call_cuda}[name]) for name, kernels in _modules.items()}
+_CALLS = {"cpu": (_call_cpu, False), "cuda": (_call_cuda, True)}
+BACKENDS = {name: Backend(kernels, *_CALLS[name]) for name, kernels in _modules.items()}
 _announced: set[str] = set()
 
 

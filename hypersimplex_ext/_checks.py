@@ -12,10 +12,18 @@ from torch import Tensor
 from . import _ops, reference
 
 
+def tensor(name: str, value: object) -> Tensor:
+    """A tensor of which every entry lies in memory."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.is_nested or value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense Tensor, got {'nested' if value.is_nested else value.layout}")
+    return value
+
+
 def logits(input: Tensor, name: str = "input") -> None:
     """Raise unless `input` is a real floating-point tensor with at least one dimension."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(input).__name__}")
+    tensor(name, input)
     if input.dtype not in _ops.DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {input.dtype}")
     if input.ndim == 0:
@@ -79,6 +87,7 @@ def on_device(name: str, value: Tensor, like: Tensor) -> Tensor:
 
 def per_vector(name: str, value: Tensor, like: Tensor, shape: tuple[int, ...], meaning: str) -> Tensor:
     """Real numbers that broadcast to `shape`, broadcast, as wide as numbers per vector are kept."""
+    tensor(name, value)
     if value.dtype == torch.bool or value.is_complex():
         raise TypeError(f"{name} must be real, got {value.dtype}")
     value = on_device(name, value, like)
@@ -92,15 +101,15 @@ def mask(value: Any, like: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         came = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"mask must be a bool Tensor, got {came}")
+    tensor("mask", value)
     if not _broadcasts(value.shape, tuple(like.shape)):
         raise ValueError(f"mask must broadcast to input's shape {list(like.shape)}, got shape {list(value.shape)}")
     return on_device("mask", value, like).expand(like.shape)
 
 
-def broadcast(name: str, value: Any, like: Tensor) -> Tensor:
+def broadcast(name: str, value: object, like: Tensor) -> Tensor:
     """Real numbers that broadcast to the shape of `like`, in its dtype, not yet broadcast."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    value = tensor(name, value)
     if value.dtype == torch.bool or value.is_complex():
         raise TypeError(f"{name} must be real, got {value.dtype}")
     if not _broadcasts(value.shape, tuple(like.shape)):
@@ -126,10 +135,9 @@ def sample_shape(input: Tensor) -> tuple[int, ...]:
     return shape[:1] + shape[2:]
 
 
-def target(target: Any, input: Tensor) -> Tensor:
+def target(target: object, input: Tensor) -> Tensor:
     """Class indices as int64, or dense targets in the dtype of `input`."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
+    target = tensor("target", target)
     if target.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {target.device}")
     if target.shape == input.shape:
@@ -149,10 +157,9 @@ def target(target: Any, input: Tensor) -> Tensor:
     return target.to(torch.int64)
 
 
-def weight(name: str, value: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def weight(name: str, value: object, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Weights of exactly this shape, as wide as numbers per vector are kept."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    value = tensor(name, value)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
     return per_vector(name, value, like, shape, "")

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _dispatch_keys as dispatch_keys
+from torch._C import _dispatch_tls_local_include_set as keys_in_place
+from torch.compiler import is_dynamo_compiling
 
 from . import _layout, reference
 from ._backends import Backend, backend_of
@@ -69,10 +72,10 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
 
 def direct(*tensors: Tensor) -> bool:
     """Whether nothing but autograd comes before the kernels: no tracing, mode, transform, subclass or lazy negation."""
-    if torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() not in _IDLE:
+    if is_dynamo_compiling() or keys_in_place().raw_repr() not in _IDLE:
         return False
     for t in tensors:  # noqa: SIM110, which takes longer
-        if torch._C._dispatch_keys(t).raw_repr() & _MATTERING not in _DENSE:
+        if dispatch_keys(t).raw_repr() & _MATTERING not in _DENSE:
             return False
     return True
 
@@ -200,9 +203,9 @@ class ProjectionCall(NamedTuple):
         return torch.empty_like(self.state, memory_format=torch.contiguous_format)
 
     def threshold(
-        self, x: Tensor, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, state: Tensor
+        self, x: Tensor, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, state: Tensor | None
     ) -> Tensor:
-        """The projection of `x`; the state is filled."""
+        """The projection of `x`; a state that is there is filled."""
         y = torch.empty_like(x, memory_format=self.result_format)
         self.backend.call(self.kernels.threshold, x.device, x, k_values, k, tau_values, tau, y, state)
         return y

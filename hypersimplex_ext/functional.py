@@ -12,9 +12,10 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _checks, _layout, _loss, _ops
-from ._autograd import project, project_directly, transforming
+from ._autograd import project, project_directly
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
@@ -89,7 +90,7 @@ def soft_binary_argmax(
 
     Raises:
         TypeError: `input` is not of a floating-point dtype above, `k` or `tau` is a bool or no number, `mask` is not
-            bool.
+            bool, or a tensor is sparse or nested.
         ValueError: `k` or `tau` is out of range, a shape does not broadcast, or `solver` is none of the two. A tensor
             `k` or `tau` on another device than the CPU is not looked into: vectors with a value out of range become
             nan.
@@ -111,15 +112,16 @@ def soft_binary_argmax(
         >>> soft_binary_argmax(x, k=1, tau=10.0)
         tensor([0.2533, 0.4033, 0.3433])
     """
-    y, state = _projected(input, k, tau, dim, mask, solver)
+    y, state = _projected(input, k, tau, dim, mask, solver, return_threshold)
     if not return_threshold:
         return y
+    assert state is not None
     return y, (state[0] + state[1]).to(torch.promote_types(y.dtype, torch.float32))
 
 
 def _projected(
-    input: Tensor, k: float | Tensor, tau: float | Tensor, dim: int, mask: Tensor | None, solver: str
-) -> tuple[Tensor, Tensor]:
+    input: Tensor, k: float | Tensor, tau: float | Tensor, dim: int, mask: Tensor | None, solver: str, with_state: bool
+) -> tuple[Tensor, Tensor | None]:
     """The projection and its state."""
     signature = None
     if mask is None and _plain(input):
@@ -128,7 +130,7 @@ def _projected(
         )  # fmt: skip
         call = _recall(signature)
         if call is not None:
-            return project_directly(input, k, tau, call)  # type: ignore[arg-type]  # no tensor is remembered
+            return project_directly(input, k, tau, call, with_state)  # type: ignore[arg-type]  # no tensor is remembered
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     input = _autocast(input)
@@ -141,7 +143,7 @@ def _projected(
         call = _ops.projection_call(input, dim)
         if call is not None:
             _remember(signature, call)
-            return project_directly(input, k, tau, call)
+            return project_directly(input, k, tau, call, with_state)
     return project(input, mask, k_values, k, tau_values, tau, dim, pav)
 
 
@@ -153,8 +155,8 @@ _PLAIN = {Tensor, torch.nn.Parameter}
 
 def _plain(input: Any, *others: Tensor) -> bool:
     """Whether a call with these tensors may go to the kernels as it is, once it has passed the checks."""
-    plain = type(input) in _PLAIN and _ops.direct(input, *others) and not transforming()
-    return plain and _autocast(input) is input
+    plain = type(input) in _PLAIN and _ops.direct(input, *others) and forward_ad._current_level < 0
+    return plain and (input.dtype not in _HALF or _autocast(input) is input)
 
 
 def _recall(signature: tuple[Any, ...]) -> Any:
@@ -180,9 +182,12 @@ def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tu
     return None, _checks.mass(value, input.shape[dim]) if name == "k" else _checks.temperature(value)
 
 
+_HALF = {torch.float16, torch.bfloat16}
+
+
 def _autocast(input: Tensor) -> Tensor:
     """Under autocast compute in float32, as PyTorch's softmax and losses do."""
-    if input.dtype.itemsize > 2:
+    if input.dtype not in _HALF:
         return input
     device = input.device.type
     return input.float() if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else input
@@ -280,7 +285,7 @@ def hypersimplex_loss(
         The loss in the dtype of `input`. Without any sample, the mean is nan and the sum 0.
 
     Raises:
-        TypeError: A dtype or type is not as above; `k` or `tau` is a bool.
+        TypeError: A dtype or type is not as above; `k` or `tau` is a bool; a tensor is sparse or nested.
         ValueError: A shape does not fit, or a number or word is not among those allowed.
         IndexError: A class index is out of range (on the CPU; on CUDA a device-side assertion fails, as in PyTorch's
             losses).

@@ -1,5 +1,7 @@
 """The operators under torch.compile, torch.export and with shapes alone."""
 
+import warnings
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -265,3 +267,12 @@ def test_recorded_by_make_fx():
     trace = torch.fx.experimental.proxy_tensor.make_fx(lambda x: soft_binary_argmax(x, 2), pre_dispatch=True)
     x, other = torch.randn(2, 20, 6)
     assert torch.equal(trace(x)(other), soft_binary_argmax(other, 2))
+
+
+def test_recorded_by_jit_trace():
+    x, other = torch.randn(2, 20, 6)
+    soft_binary_argmax(x, 2)  # once known, the shape would go straight to the kernels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and shapes become constants
+        traced = torch.jit.trace(lambda x: soft_binary_argmax(x, 2), x)
+    assert torch.equal(traced(other), soft_binary_argmax(other, 2))

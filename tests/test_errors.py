@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 
 import pytest
 import torch
@@ -54,6 +55,35 @@ NAN = float("nan")
 def test_projection(arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         soft_binary_argmax(*arguments)
+
+
+def _nested(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the layout is a prototype, says PyTorch
+        return torch.nested.nested_tensor(list(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (torch.Tensor.to_sparse, "torch.sparse_coo"),
+        (torch.Tensor.to_mkldnn, "torch._mkldnn"),
+        (_nested, "nested"),
+    ],
+)
+def test_tensors_that_are_not_dense(make, kind):
+    soft_binary_argmax(X, 1)  # what is remembered of X must not serve for these
+    hypersimplex_loss(X, LABELS, weight=torch.ones(4))
+    with pytest.raises(TypeError, match=f"input must be a dense Tensor, got {kind}"):
+        soft_binary_argmax(make(X), 1)
+    with pytest.raises(TypeError, match=f"input must be a dense Tensor, got {kind}"):
+        hypersimplex_loss(make(X), LABELS)
+    with pytest.raises(TypeError, match=f"target must be a dense Tensor, got {kind}"):
+        hypersimplex_loss(X, make(X.softmax(1)))
+    with pytest.raises(TypeError, match=f"k must be a dense Tensor, got {kind}"):
+        soft_binary_argmax(X, make(torch.ones(5, 1)))
+    with pytest.raises(TypeError, match=f"weight must be a dense Tensor, got {kind}"):
+        hypersimplex_loss(X, LABELS, weight=make(torch.ones(4, 1)))
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,21 @@ def test_threshold_without_active_entries(device):
     assert t.tolist() == [INF, -INF]
 
 
+@all_types
+@pytest.mark.parametrize(
+    ("shape", "dim", "k"),
+    [((40, 10), 1, 3), ((40, 300), 1, 3), ((3, 2500), 1, 900), ((300, 5), 0, 40), ((90, 70), 0, 40), ((20_000,), 0, 2)],
+)
+def test_nothing_changes_where_no_threshold_is_asked_for(device, dtype, shape, dim, k):
+    x = torch.randn(shape, device=device).to(dtype)
+    x.view(-1)[::97] = INF  # vectors that go other ways
+    x.view(-1)[:2] = NAN
+    y, _ = soft_binary_argmax(x, k, dim=dim, return_threshold=True)
+    for _ in range(2):  # the second call is one that is known
+        assert torch.equal(soft_binary_argmax(x, k, dim=dim).nan_to_num(2.0), y.nan_to_num(2.0))
+    assert torch.equal(soft_binary_argmax(x.requires_grad_(), k, dim=dim).nan_to_num(2.0), y.nan_to_num(2.0))
+
+
 @pytest.mark.parametrize("columns", [1, 2, 3, 5, 16, 32])
 def test_sums_of_identical_entries_do_not_drift(device, columns):
     """Rounding that goes the same way at every addition is the worst for sums in float32."""

@@ -197,13 +197,15 @@ class Sample {
   Sample(const Plan& plan, const Entries& entries) : size_(size_of(plan.n)), list_(size_) {
     constexpr int kTogether = 16;  // groups that are waited for together
     alignas(64) T buffer[kTogether * kWide];
-    const T* group[kTogether];
+    const T *group[kTogether], *const head = entries(0, 1, buffer).at;
+    const bool in_place = head != buffer;  // as all blocks are
     const int64_t groups = size_ / kGroup;
     for (int64_t first = 0; first < groups; first += kTogether) {
       const int together = int(smaller(kTogether, groups - first));
       for (int i = 0; i < together; ++i) {
         const int64_t step = int64_t(double(first + i) / double(groups) * double(plan.full_steps));
-        group[i] = entries(step, 1, buffer + i * kWide).at + i % (kWide / kGroup) * kGroup;
+        group[i] = in_place ? head + step * kWide : entries(step, 1, buffer + i * kWide).at;
+        group[i] += i % (kWide / kGroup) * kGroup;
         __builtin_prefetch(group[i]);
       }
       for (int i = 0; i < together; ++i) memcpy(list_ + (first + i) * kGroup, group[i], kGroup * sizeof(T));

@@ -28,12 +28,22 @@ void clear(const Panel& panel, const Operand<In>& y, int64_t step, int64_t steps
   });
 }
 
+// Where the thresholds of some vectors go: into the state, if anybody wants that.
+struct Roots {
+  alignas(64) double own_p[kMaxLanes], own_d[kMaxLanes];
+  double *const p, *const d;
+
+  Roots(const State& state, int64_t first)
+      : p(state.p ? state.p + first : own_p), d(state.d ? state.d + first : own_d) {}
+};
+
 // Rows in batches, as far as their mass is small; the others by project_panel.
 template <class T, class Body>
 void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, const Body& project_panel) {
   for_each_batch(plan, threads, [&](int64_t first, int live) {
     const T* x[kGroup] = {};
-    double mass[kGroup] = {}, tau[kGroup] = {}, *p = args.state.p + first, *d = args.state.d + first;
+    const Roots roots(args.state, first);
+    double mass[kGroup] = {}, tau[kGroup] = {}, *p = roots.p, *d = roots.d;
     bool solved[kGroup];
     for (int r = 0; r < live; ++r) {
       x[r] = Operand<const T>(static_cast<const T*>(args.x), args.x_strides, Panel(plan, first + r)).at;
@@ -63,7 +73,8 @@ void project(const ThresholdArgs& args, int threads) {
       return fetch(panel, x, step, steps, -T(HUGE_VAL), buffer);
     };
     PanelSolver<T, decltype(entries)> solver(panel, inner_threads, entries);
-    double *p = args.state.p + panel.vector(0), *d = args.state.d + panel.vector(0);
+    const Roots roots(args.state, panel.vector(0));
+    double *const p = roots.p, *d = roots.d;
     if (!args.y) {
       solver.solve(args.k, args.tau, p, d);
       return;
