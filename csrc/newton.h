@@ -35,6 +35,9 @@ struct BitsOf<double> {
   using type = int64_t;
 };
 
+template <class T>
+constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
+
 // An integer that orders as the number does: 0 for both zeros, one step per representable number.
 template <class T>
 HYPERSIMPLEX_HOST_DEVICE typename BitsOf<T>::type to_ordered(T v) {
@@ -64,8 +67,12 @@ struct Pair {
 // p + d with p moved to the nearest finite number of type T; exact (two-sum).
 template <class T>
 HYPERSIMPLEX_HOST_DEVICE Pair renormalised(double p, double d) {
-  constexpr double kMost = sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308;
+  constexpr double kMost = kLargest<T>;
   double s = p + d, shifted = s - p;
+  if (sizeof(T) == sizeof(double) && s - s != 0) {  // beyond every double
+    const double most = s < 0 ? -kMost : kMost;
+    return {most, (p - most) + d};
+  }
   double error = (p - (s - shifted)) + (d - shifted);
   double within = s < -kMost ? -kMost : s > kMost ? kMost : s;
   double nearest = double(T(within));

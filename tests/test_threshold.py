@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypersimplex_ext import _layout, binary_argmax, soft_binary_argmax
+from hypersimplex_ext import _layout, binary_argmax, reference, soft_binary_argmax
 
 from .cases import (
     DISTRIBUTIONS,
@@ -241,6 +241,30 @@ def test_mask(device):
     )
     poisoned = x.masked_fill(~mask, NAN)
     assert torch.equal(soft_binary_argmax(poisoned, 2, mask=mask), y)
+
+
+@pytest.mark.parametrize("n", [3, 10, 100, 300, 1000])
+@pytest.mark.parametrize(
+    ("dtype", "tau"),
+    [(torch.float32, tau) for tau in (1e30, 1e35, 1e36, 1e37, 1e38, 1e45)] + [(torch.float64, 1e300)],
+)
+def test_temperatures_whose_multiples_overflow(device, n, dtype, tau):
+    """Neither sums of n temperatures nor a threshold below every number may spoil a vector, or the one beside it."""
+    rows = torch.arange(70)
+    largest = torch.finfo(dtype).max
+    x = (
+        torch.randn(70, n, dtype=dtype)
+        * torch.tensor([1.0, min(tau, largest / 8), largest / 8], dtype=dtype)[rows % 3, None]
+    )
+    x[::5, 0], x[::7, 1] = -largest, largest
+    if dtype == torch.float64:  # a difference of two entries is a number
+        x = x / 4
+    x, small = x.to(device), 0.5**64  # keeps the reference's sums finite
+    for k in (1, n / 2, n - 1):
+        expected = reference.project_bisection(x.double() * small, k, tau * small)
+        assert_close(soft_binary_argmax(x, k, tau), expected, 1e-6)
+    taus = torch.tensor([tau, 1.0], dtype=torch.float64)[rows % 2].to(device)
+    assert torch.equal(soft_binary_argmax(x, 1, taus)[1::2], soft_binary_argmax(x, 1)[1::2])
 
 
 # ---- promises ----

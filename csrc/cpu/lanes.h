@@ -22,9 +22,6 @@ constexpr int kVectors = kGroup / kVectorLanes<T>;  // of a group
 constexpr int kRun = 16;  // steps summed in T before they join the sum of the block: entries that are all alike round
                           // alike, and such errors grow with the length of a sum
 
-template <class T>
-constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
-
 // m ? v : 0 and m ? v : w in integer arithmetic: a conditional might become a branch, and a loop with branches does not
 // vectorise on every instruction set.
 template <class T>

@@ -1,7 +1,6 @@
 // y = clip((x - t) / tau, 0, 1) for the entries of one vector, special rows included (State in hypersimplex.h).
 #pragma once
 
-#include "../newton.h"
 #include "warp.cuh"
 
 namespace hypersimplex {
@@ -15,6 +14,7 @@ template <class T>
 struct Projector {
   T p, d, rate;      // y = clip(((x - p) - d) * rate, 0, 1), unless irregular
   T floor, ceiling;  // A = { floor < x < ceiling }
+  T unit, origin;    // beyond(x) = x * unit - origin, one operation
   bool regular;
   double wide_d, tau, scale, wide_rate;  // 1 / tau = scale * wide_rate in double, also where 1 / tau overflows
 
@@ -23,7 +23,14 @@ struct Projector {
     p = T(t.p);
     floor = active_floor<T>(t);
     ceiling = active_ceiling<T>(t, temperature);
+    unit = temperature < double(kLargest<T>) * kUnit ? T(1) : T(kUnit);
+    origin = p * unit;
   }
+
+  // x - p as counting sums it up, and such a sum: in a unit in which no sum of huge temperatures overflows.
+  static constexpr double kUnit = 0x1p-32;
+  __device__ __forceinline__ T beyond(T x) const { return fma(x, unit, -origin); }
+  __device__ __forceinline__ double whole(double sum) const { return unit == T(1) ? sum : sum / kUnit; }
 
   __device__ void set(Pair t, double temperature) {
     tau = temperature;

@@ -179,17 +179,17 @@ class Solver {
   }
 
   __device__ void add_counts(Own& own) {
-    const T floor = own_.projector.floor, ceiling = own_.projector.ceiling, p = own_.projector.p;
+    const Projector<T> projector = own_.projector;
     T sum = 0;
     tile_.sweep(
         source_,
         [&](int, const auto& x) {
           T part = 0;
           for (T v : x) {
-            bool above = v > floor, one = v >= ceiling;
+            bool above = v > projector.floor, one = v >= projector.ceiling;
             own.count[0] += above;
             own.count[1] += one;
-            if (above && !one) part += v - p;
+            if (above && !one) part += projector.beyond(v);
           }
           sum += part;
         },
@@ -199,7 +199,9 @@ class Solver {
         });
   }
 
-  __device__ int take_counts(const All& total) { return step(own_, total.count(0), total.count(1), total.sum(0)); }
+  __device__ int take_counts(const All& total) {
+    return step(own_, total.count(0), total.count(1), own_.projector.whole(total.sum(0)));
+  }
 
   // No entry is active: the least one and the greatest zero.
   __device__ void add_gap(Own& own) {

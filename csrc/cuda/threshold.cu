@@ -62,10 +62,10 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
     group.for_items([&](int i) {
       bool above = x[i] > c.projector.floor, one = x[i] >= c.projector.ceiling;
       counts += above ? (one ? 0x10001u : 1u) : 0u;
-      if (above && !one) active += x[i] - c.projector.p;
+      if (above && !one) active += c.projector.beyond(x[i]);
     });
     counts = sum(counts, peers);
-    double S = sum(double(active), peers);
+    double S = c.projector.whole(sum(double(active), peers));
     if (c.searching()) c.step({double(counts & 0xffff), double(counts >> 16), S});
     take_gap(c.searching() && c.search.flat != 0);
   }

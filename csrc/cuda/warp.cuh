@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../newton.h"
+
 namespace hypersimplex {
 namespace cuda {
 
@@ -28,8 +30,6 @@ using Compute = typename ComputeOf<In>::type;
 
 template <class T>
 constexpr T kInfinity = T(HUGE_VAL);
-template <class T>
-constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ double widen(double v) { return v; }
