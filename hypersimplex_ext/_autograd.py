@@ -203,7 +203,7 @@ def project_directly(
     if x.requires_grad and torch.is_grad_enabled():
         state = call.new_state()
         return _apply_directly(x, state, k, tau, call), state
-    kept = call.new_state() if with_state or call.backend.needs_state else None
+    kept = call.new_state() if with_state or not call.backend.on_cpu else None
     return call.threshold(x, None, k, None, tau, kept), kept
 
 

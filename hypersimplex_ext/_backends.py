@@ -24,16 +24,20 @@ class Backend(NamedTuple):
 
     kernels: Any  # a module with threshold, jvp, LossCall and the others of csrc/bindings.cpp
     call: Callable[..., None]
-    needs_state: bool  # whether a projection needs memory for its state even if nobody wants that
+    on_cpu: bool  # then kernels take threads() at their end, and no memory for a state that nobody wants
 
 
-_forked = False
+threads: Callable[[], int] = torch.get_num_threads
+
+
+def _one() -> int:
+    return 1
 
 
 def _after_fork() -> None:
     """Go on with one thread: a forked child has none of its parent's, for which OpenMP would wait forever."""
-    global _forked
-    _forked = True
+    global threads
+    threads = _one
 
 
 if hasattr(os, "register_at_fork"):
@@ -41,7 +45,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _call_cpu(function: Callable[..., None], device: torch.device, *arguments: object) -> None:
-    function(*arguments, 1 if _forked else torch.get_num_threads())
+    function(*arguments, threads())
 
 
 def _call_cuda(function: Callable[..., None], device: torch.device, *arguments: object) -> None:
@@ -55,8 +59,8 @@ def _call_cuda(function: Callable[..., None], device: torch.device, *arguments: 
         function(*arguments, torch.cuda.current_stream(device).cuda_stream, allocate)
 
 
-_CALLS = {"cpu": (_call_cpu, False), "cuda": (_call_cuda, True)}
-BACKENDS = {name: Backend(kernels, *_CALLS[name]) for name, kernels in _modules.items()}
+_CALLS = {"cpu": _call_cpu, "cuda": _call_cuda}
+BACKENDS = {name: Backend(kernels, _CALLS[name], name == "cpu") for name, kernels in _modules.items()}
 _announced: set[str] = set()
 
 

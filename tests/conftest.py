@@ -62,7 +62,7 @@ def backend(request, monkeypatch):
     """The name of a backend: "cpu", "simt" or "cuda". Tensors belong on `device`."""
     if request.param == "simt":
         kernels = importlib.import_module("tests.simt").load("_C_simt").cuda
-        monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(kernels, _call_simt, True))
+        monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(kernels, _call_simt, False))
     return request.param
 
 
@@ -111,7 +111,7 @@ def on_device(request, monkeypatch):
 
         function(*arguments, 0, allocate)
 
-    monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(module.cuda, call, True))
+    monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(module.cuda, call, False))
     device = simt.Device(module)
     before = device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH]
     device[device.CAPABILITY_MAJOR], device[device.CLUSTER_LAUNCH] = 9, 1

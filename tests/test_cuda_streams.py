@@ -78,7 +78,7 @@ def recorded(monkeypatch):
     """The emulated kernels behind the call path of the real ones: the devices that were made current, and the streams
     that work was put on since the last call."""
     module = simt.load("_C_simt")
-    monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(module.cuda, _backends._call_cuda, True))
+    monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(module.cuda, _backends._call_cuda, False))
     current = []
 
     @contextlib.contextmanager
