@@ -60,7 +60,7 @@ def parts(case: Case) -> dict[str, float]:
 
         def both() -> tuple[Tensor, ...]:
             state = torch.empty_like(kept[1]) if allocates else kept[1]
-            return torch.autograd.grad(apply(leaf, (leaf, state, *arguments.tensors)), leaf)
+            return torch.autograd.grad(apply(leaf, (leaf, state, *_loss.tensors(arguments))), leaf)
 
         return both
 
@@ -68,7 +68,7 @@ def parts(case: Case) -> dict[str, float]:
         "autograd": node(computes=False, allocates=False),
         "core": node(computes=True, allocates=False),
         "allocation": node(computes=True, allocates=True),
-        "call": lambda: torch.autograd.grad(_loss.fused(leaf, call, *arguments.tensors)[0], leaf),
+        "call": lambda: torch.autograd.grad(_loss.fused(leaf, call, *_loss.tensors(arguments))[0], leaf),
         "checks": lambda: torch.autograd.grad(hypersimplex_loss(leaf, classes), leaf),
     }
     clock = HostClock()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,28 +58,12 @@ def untransformed(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-class Operator(NamedTuple):
-    """An operator as autograd functions, and perhaps as an operator of the library with a registered derivative."""
-
-    plain: type[Function]
-    transformable: type[Function]
-    traced: Callable[..., Any] | None = None
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Take the cheapest way that gives the derivatives which may be asked for."""
-        if tracing():
-            if self.traced is not None:
-                return self.traced(*arguments)
-        else:
-            if transforming():
-                return self.transformable.apply(*arguments)  # type: ignore[no-untyped-call]
-            if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):
-                return self.plain.evaluate(*arguments)  # type: ignore[attr-defined]
-        return self.plain.apply(*arguments)  # type: ignore[no-untyped-call]
+# PyTorch 2.6 makes a batch of whatever comes in the place of a gradient.
+_BATCHES_OF_NONE = torch.__version__.startswith("2.6.")
 
 
-def operator(definition: Any, traced: str | None = None, schema: str | None = None) -> Operator:
-    """Make an operator of a subclass of Function that has these static methods.
+def operator(definition: Any, traced: str | None = None, schema: str | None = None) -> Callable[..., Any]:
+    """Make a function of a subclass of Function that has these static methods.
 
         evaluate(*inputs)          -> output
         keep(ctx, inputs, output)  -> the tensors to save, in either mode
@@ -105,23 +89,36 @@ def operator(definition: Any, traced: str | None = None, schema: str | None = No
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         kept = definition.keep(ctx, inputs, output)
+        if _BATCHES_OF_NONE:
+            ctx.set_materialize_grads(True)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
-    transformable = {
-        "generate_vmap_rule": True,
-        "forward": staticmethod(definition.evaluate),
-        "setup_context": staticmethod(setup_context),
-        "jvp": staticmethod(definition.tangent),
-    }
-    make, name = type(definition), definition.__name__
+    def subclass(**attributes: Any) -> Any:
+        return type(definition)(definition.__name__, (definition,), attributes)
+
     if traced is not None:
         _ops.register_derivative(traced, definition.backward, save)
-    return Operator(
-        make(name, (definition,), {"forward": staticmethod(forward)}),
-        make(name, (definition,), transformable),
-        None if traced is None else library,
+    registered = traced is not None
+    plain = subclass(forward=staticmethod(forward))
+    transformable = subclass(
+        generate_vmap_rule=True,
+        forward=staticmethod(definition.evaluate),
+        setup_context=staticmethod(setup_context),
+        jvp=staticmethod(definition.tangent),
     )
+
+    def call(*arguments: Any) -> Any:
+        """Take the cheapest way that gives the derivatives which may be asked for."""
+        if tracing():
+            return library(*arguments) if registered else plain.apply(*arguments)
+        if transforming():
+            return transformable.apply(*arguments)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            return plain.apply(*arguments)
+        return definition.evaluate(*arguments)
+
+    return call
 
 
 def project(

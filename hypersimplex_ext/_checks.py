@@ -118,8 +118,8 @@ def broadcast(name: str, value: object, like: Tensor) -> Tensor:
 
 
 def _broadcasts(sizes: torch.Size, shape: tuple[int, ...]) -> bool:
-    aligned = zip(reversed(sizes), reversed(shape), strict=False)
-    return len(sizes) <= len(shape) and all(size in (1, due) for size, due in aligned)
+    trailing = shape[len(shape) - len(sizes) :]
+    return len(sizes) <= len(shape) and all(size in (1, due) for size, due in zip(sizes, trailing, strict=True))
 
 
 def integer(name: str, value: object) -> int:

@@ -46,13 +46,14 @@ class Arguments(NamedTuple):
     kind: int
     reduction: int
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """All of them."""
-        return self[:_TENSORS]  # type: ignore[return-value]
+
+_TENSORS = 5  # the first of the arguments
 
 
-_TENSORS = 5  # of the arguments
+def tensors(a: Arguments) -> tuple[Tensor | None, ...]:
+    """All that are among the arguments, where torch.compile of PyTorch 2.6 cannot take a slice."""
+    return a.target, a.k_values, a.tau_values, a.weight, a.sample_weight
+
 
 # Thresholds and numbers of active entries, [C] each.
 Statistics = Callable[[], tuple[Tensor, Tensor]]
@@ -65,7 +66,7 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
         return _composed(x, arguments)
     call = fused_call(x, arguments)
     if call is not None:
-        target, *others = arguments.tensors
+        target, *others = tensors(arguments)
         return fused(x, call, target, *map(_ops.contiguous, others))
     value, state = _loss_ops.loss_forward(x, *arguments)
     return value, lambda: _statistics(state)
@@ -75,7 +76,7 @@ def fused_call(x: Tensor, arguments: Arguments) -> _loss_ops.LossCall | None:
     """What to give `fused` in place of `loss`, where it serves."""
     if not _fusible(x, arguments) or transforming() or x.numel() == 0:
         return None
-    if not _ops.direct(x, *[t for t in arguments.tensors if t is not None]):
+    if not _ops.direct(x, *[t for t in tensors(arguments) if t is not None]):
         return None
     return _loss_ops.loss_call(x, arguments.target, arguments[_TENSORS:])
 
@@ -84,7 +85,7 @@ def _fusible(x: Tensor, arguments: Arguments) -> bool:
     if arguments.reduction == NONE or not has_kernels(x.device):
         return False
     if torch.is_grad_enabled():
-        return not any(t is not None and t.requires_grad for t in arguments.tensors)
+        return not any(t is not None and t.requires_grad for t in tensors(arguments))
     return True
 
 

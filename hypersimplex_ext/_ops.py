@@ -60,6 +60,8 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
+            if is_dynamo_compiling():
+                return overload(*arguments)
             given = [a for a in arguments[:tensors] if type(a) not in _NUMBERS and isinstance(a, Tensor)]
             if direct(*given) and not (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
                 return function(*arguments)

@@ -150,13 +150,13 @@ def _projected(
 # The calls that passed every check: the next batch is mostly like the last.
 _known: dict[tuple[Any, ...], Any] = {}
 _KNOWN_AT_MOST = 1024
-_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def _plain(input: Any, *others: Tensor) -> bool:
     """Whether a call with these tensors may go to the kernels as it is, once it has passed the checks."""
-    plain = type(input) in _PLAIN and _ops.direct(input, *others) and forward_ad._current_level < 0
-    return plain and (input.dtype not in _HALF or _autocast(input) is input)
+    kind = type(input)
+    plain = (kind is Tensor or kind is torch.nn.Parameter) and _ops.direct(input, *others)
+    return plain and forward_ad._current_level < 0 and (input.dtype not in _HALF or _autocast(input) is input)
 
 
 def _recall(signature: tuple[Any, ...]) -> Any:

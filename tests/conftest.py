@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -12,14 +13,22 @@ from hypothesis import settings
 from hypersimplex_ext import _backends, functional
 
 with warnings.catch_warnings():  # PyTorch loads this at the first use of forward mode, and warns about itself
-    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore")
     import torch._decomp.decompositions_for_jvp
 
 SEED = int(os.environ.get("HYPERSIMPLEX_SEED", "0"))
-KERNELS = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "csrc" / "cuda"
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True, database=None)
 settings.load_profile("fixed")
+
+
+def pytest_configure(config):
+    """Warnings are errors, but not those of other versions of torch about themselves."""
+    pinned = re.search(r"^torch==(\S+)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)[1]
+    if torch.__version__.partition("+")[0] != pinned:
+        config.addinivalue_line("filterwarnings", "default")
 
 
 def pytest_report_header():

@@ -256,7 +256,8 @@ def test_the_graph_is_one_node(device, weighted):
     x, target = make((50, 7), "index", device)
     leaf, weight = x.requires_grad_(), torch.ones(7, device=device) if weighted else None
     for _ in range(2):  # checked, and as one that was checked before
-        node = hypersimplex_loss(leaf, target, weight=weight).grad_fn
+        value = hypersimplex_loss(leaf, target, weight=weight)
+        node = value.grad_fn
         assert type(node).__name__ == "_FusedLossBackward"
         assert [type(n).__name__ for n, _ in node.next_functions if n is not None] == ["AccumulateGrad"]
 
