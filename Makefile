@@ -1,5 +1,5 @@
 # make demo    train a small network with this loss and with its rivals; prints where the table and the plots are
-# make test    run the tests
+# make test    run the tests; with another torch than that of requirements-dev.txt: make test TORCH=2.6.0 VENV=.venv-2.6
 # make lint    check style and types
 # make bench   measure against plain PyTorch and its peers, in two minutes; BENCH=--full measures everything
 # make clean   remove what was built
@@ -40,7 +40,7 @@ clean:
 
 $(VENV)/.requirements: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -r requirements-dev.txt
+	$(PIP) install $(if $(TORCH),torch==$(TORCH) $(filter-out torch==%,$(shell grep -v '^\#' $<)),-r $<)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.requirements pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/*) $(filter csrc/%,$(NATIVE))
