@@ -99,7 +99,6 @@ def operator(definition: Any, traced: str | None = None, schema: str | None = No
 
     if traced is not None:
         _ops.register_derivative(traced, definition.backward, save)
-    registered = traced is not None
     plain = subclass(forward=staticmethod(forward))
     transformable = subclass(
         generate_vmap_rule=True,
@@ -111,7 +110,7 @@ def operator(definition: Any, traced: str | None = None, schema: str | None = No
     def call(*arguments: Any) -> Any:
         """Take the cheapest way that gives the derivatives which may be asked for."""
         if tracing():
-            return library(*arguments) if registered else plain.apply(*arguments)
+            return plain.apply(*arguments) if traced is None else library(*arguments)
         if transforming():
             return transformable.apply(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):

@@ -51,7 +51,7 @@ _TENSORS = 5  # the first of the arguments
 
 
 def tensors(a: Arguments) -> tuple[Tensor | None, ...]:
-    """All that are among the arguments, where torch.compile of PyTorch 2.6 cannot take a slice."""
+    """The first `_TENSORS` by name, as torch.compile of PyTorch 2.6 cannot take a slice."""
     return a.target, a.k_values, a.tau_values, a.weight, a.sample_weight
 
 

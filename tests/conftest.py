@@ -13,7 +13,8 @@ from hypothesis import settings
 from hypersimplex_ext import _backends, functional
 
 with warnings.catch_warnings():  # PyTorch loads this at the first use of forward mode, and warns about itself
-    warnings.simplefilter("ignore")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
     import torch._decomp.decompositions_for_jvp
 
 SEED = int(os.environ.get("HYPERSIMPLEX_SEED", "0"))
