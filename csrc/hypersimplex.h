@@ -75,13 +75,14 @@ struct JvpArgs {
 enum class TargetKind : int { kClassIndex = 0, kDense = 1 };
 enum class LossKind : int { kSquared = 0, kFenchelYoung = 1 };
 enum class Reduction : int { kMean = 0, kSum = 1 };
-// How k_c is found. kTargets: sum_i t[i,c], counted exactly. kFraction: floor(k * samples that take part).
+// How k_c is found. kTargets: sum_i t[i,c], counted exactly. kFraction: k * samples that take part, rounded down.
 enum class MassKind : int { kValue = 0, kTargets = 1, kFraction = 2 };
 
 // Samples and classes: shape = (1, C, N, d); class c is a vector over the n = N * d samples.
 // Targets t are class indices (int64, one per sample, strides n1 and n2 used, inner ignored) or dense (dtype of x,
-// strides as x). Label smoothing: t <- (1 - eps) t + eps / max(C, 2). Samples whose index equals ignore_index are
-// left out of projection, counts and mean. With s_i sample weight, w_c class weight and r = p - t:
+// strides as x). Label smoothing: t <- (1 - eps) t + eps / max(C, 2). Samples whose index, and entries whose dense
+// target, equals ignore_index are left out of projection, counts and mean. With s_i sample weight, w_c class weight and
+// r = p - t:
 //     squared:        l_ic = r^2
 //     Fenchel-Young:  l_ic = (z - t)^2 / 2 - (z - p)^2 / 2,  z = x / tau
 //     loss = scale * sum_ic w_c s_i l_ic,    scale = 1 / sum_ic w_c s_i  (mean, over the samples that take part)  or 1
@@ -98,7 +99,7 @@ struct LossArgs {
   PerVector tau;
   const double* weight;         // [C] or null
   const double* sample_weight;  // [n] or null
-  int64_t ignore_index;         // class indices only
+  int64_t ignore_index;
   double label_smoothing;
   LossKind kind;
   Reduction reduction;

@@ -32,6 +32,7 @@ def logits(input: Tensor, name: str = "input") -> None:
 
 def dimension(dim: int, ndim: int) -> int:
     """`dim` counted from the front."""
+    dim = integer("dim", dim)
     if not -ndim <= dim < ndim:
         raise IndexError(f"dim must lie in [{-ndim}, {ndim - 1}] for an input with {ndim} dimensions, got {dim}")
     return dim % ndim
@@ -39,16 +40,34 @@ def dimension(dim: int, ndim: int) -> int:
 
 def choice(name: str, value: Any, allowed: dict[str, int]) -> int:
     """The number that a word stands for."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return allowed[value]
 
 
 def number(name: str, value: object, kinds: str = "a real number") -> float:
-    """Any real number but a bool."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymInt, torch.SymFloat)):
+    """Any real number but a bool, be it NumPy's or a fraction, as an int or a float."""
+    if type(value) in _PLAIN or type(value := _unwrapped(value)) in _PLAIN:
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {kinds}, got {type(value).__name__}")
-    return value  # type: ignore[return-value]
+    return int(value) if isinstance(value, numbers.Integral) else _float(value)
+
+
+_PLAIN = (int, float, torch.SymInt, torch.SymFloat)
+
+
+def _unwrapped(value: Any) -> Any:
+    """A number of NumPy's, which torch.compile takes for an array, as Python's."""
+    return value.item() if torch.compiler.is_compiling() and hasattr(value, "item") else value
+
+
+def _float(value: Any) -> float:
+    """The nearest float, infinite beyond the largest."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def mass(k: object, n: int) -> float:
@@ -62,6 +81,8 @@ def mass(k: object, n: int) -> float:
 def temperature(tau: object, name: str = "tau", kinds: str = "a real number or a Tensor") -> float:
     """A number in (0, inf)."""
     tau = number(name, tau, kinds)
+    if type(tau) is int:
+        tau = _float(tau)
     if not 0 < tau < math.inf:
         raise ValueError(f"{name} must lie in (0, inf), got {tau}")
     return tau
@@ -123,10 +144,15 @@ def _broadcasts(sizes: torch.Size, shape: tuple[int, ...]) -> bool:
 
 
 def integer(name: str, value: object) -> int:
-    """An integer that is no bool."""
-    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral, torch.SymInt)):
+    """An integer that is no bool, be it NumPy's, and fits into 64 bits."""
+    if type(value) is not int and type(value := _unwrapped(value)) is torch.SymInt:
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    return value  # type: ignore[return-value]
+    value = int(value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {value}")
+    return value
 
 
 def sample_shape(input: Tensor) -> tuple[int, ...]:
@@ -135,11 +161,23 @@ def sample_shape(input: Tensor) -> tuple[int, ...]:
     return shape[:1] + shape[2:]
 
 
-def target(target: object, input: Tensor) -> Tensor:
-    """Class indices as int64, or dense targets in the dtype of `input`."""
+def labelled(input: Tensor, target: object) -> tuple[Tensor, Tensor]:
+    """Logits and targets of one kind each: a single sample [C] becomes [1, C], binary labels [n] of [n, 1] the same."""
+    logits(input)
     target = tensor("target", target)
     if target.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {target.device}")
+    if input.ndim == 1 and target.ndim == 0:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+    if input.ndim > 1 and input.shape[1] == 0:
+        raise ValueError(f"input must have at least one class, got shape {list(input.shape)}")
+    if input.ndim > 1 and input.shape[1] == 1 and target.shape == sample_shape(input):
+        target = target.unsqueeze(1)
+    return input, target
+
+
+def target(target: Tensor, input: Tensor) -> Tensor:
+    """Class indices as int64, or dense targets in the dtype of `input`."""
     if target.shape == input.shape:
         if target.is_complex():
             raise TypeError(f"target must be real, got {target.dtype}")

@@ -8,6 +8,7 @@ gradients in anything but the logits, derivatives of second order or in forward 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ def _times_hessian(v: Tensor, grad: Tensor, state: Tensor, x: Tensor, arguments:
     """
     batch, along = _batch(x, arguments), _rows(v)
     samples, classes = batch.x.shape
-    mask = None if batch.valid is None else batch.valid.unsqueeze(1).expand(samples, classes)
+    mask = batch.valid.expand(samples, classes)
     placed = mask, state[: 2 * classes].view(2, classes), arguments.tau_values, arguments.tau, 0
     tau = arguments.tau if arguments.tau_values is None else arguments.tau_values
     factor = grad.to(state.dtype) * state[-1] / tau
@@ -173,12 +174,11 @@ def _times_hessian(v: Tensor, grad: Tensor, state: Tensor, x: Tensor, arguments:
         factor = factor * arguments.weight
     out = product(along, batch.x, *placed)  # J v / tau
     if arguments.sample_weight is not None:
-        s = arguments.sample_weight.reshape(-1, 1).to(out.dtype)
+        s = torch.where(batch.valid, arguments.sample_weight.reshape(-1, 1).to(out.dtype), 0.0)
         if arguments.kind == SQUARED:
             out = product(s * out, batch.x, *placed) * tau
         else:  # s J v + mean_A(v) J s
-            filled = batch.x if mask is None else batch.x.masked_fill(~mask, -math.inf)
-            active = reference.active(filled, placed[1], tau, 0)
+            active = reference.active(batch.x.masked_fill(~mask, -math.inf), placed[1], tau, 0)
             mean = torch.where(active, along, 0.0).sum(0) / active.sum(0).clamp(min=1)
             out = s * out + mean * product(s.expand_as(out), batch.x, *placed)
     out = out * (factor * (2 if arguments.kind == SQUARED else 1))
@@ -196,9 +196,9 @@ class _Batch(NamedTuple):
     """Logits as [n, C] and the targets that go with them."""
 
     x: Tensor  # [n, C], computed in float32 at least
-    dense: Tensor | None  # [n, C]
+    dense: Tensor | None  # [n, C], 0 where ignored
     labels: Tensor | None  # [n], 0 where ignored
-    valid: Tensor | None  # [n] bool beside class indices
+    valid: Tensor  # bool [n, C] beside dense targets, [n, 1] beside class indices
     keep: float  # target = keep * label + off
     off: float
 
@@ -220,14 +220,28 @@ def _batch(x: Tensor, arguments: Arguments) -> _Batch:
     logits = _rows(x)
     keep, off = 1 - smoothing, smoothing / max(logits.shape[1], 2)
     if target.shape == x.shape:
-        return _Batch(logits, _rows(target), None, None, keep, off)
+        valid = _rows(target) != arguments.ignore_index
+        dense = torch.where(valid, _rows(target), 0.0)
+        label = _first(dense, (dense < 0) | (dense > 1))
+        if label is not None:
+            raise ValueError(f"target must lie in [0, 1], got {label:g}")
+        return _Batch(logits, dense, None, valid, keep, off)
     index = target.flatten()
     valid = index != arguments.ignore_index
-    if index.device.type == "cpu" and not tracing() and not transforming():
-        outside = index[valid & ((index < 0) | (index >= logits.shape[1]))]
-        if outside.numel():
-            raise IndexError(f"Target {outside[0].item()} is out of bounds.")
-    return _Batch(logits, None, torch.where(valid, index, 0), valid, keep, off)
+    outside = _first(index, valid & ((index < 0) | (index >= logits.shape[1])))
+    if outside is not None:
+        raise IndexError(f"Target {outside} is out of bounds.")
+    return _Batch(logits, None, torch.where(valid, index, 0), valid.unsqueeze(1), keep, off)
+
+
+def _first(values: Tensor, chosen: Tensor) -> Any:
+    """The first of the chosen numbers, if any, on the CPU; elsewhere, and in a batch of vmap, nobody can tell."""
+    if values.device.type != "cpu" or tracing():
+        return None
+    try:
+        return next(iter(values.detach()[chosen].tolist()), None)
+    except RuntimeError:  # of vmap, where a number of entries may depend on no data
+        return None
 
 
 def _masses(batch: _Batch, arguments: Arguments, wide: torch.dtype) -> tuple[Tensor | None, float]:
@@ -235,45 +249,52 @@ def _masses(batch: _Batch, arguments: Arguments, wide: torch.dtype) -> tuple[Ten
     samples, classes = batch.x.shape
     if arguments.mass_kind == VALUE:
         return arguments.k_values, arguments.k
-    taking_part = samples if batch.valid is None else batch.valid.sum(dtype=wide)
+    taking_part = batch.valid.sum(0, dtype=wide)
     if arguments.mass_kind == FRACTION:
-        if isinstance(taking_part, Tensor):
-            return (arguments.k * taking_part).floor().expand(classes), 0.0
-        return None, math.floor(arguments.k * taking_part)
+        return whole_part(arguments.k, taking_part).expand(classes), 0.0
     if batch.dense is not None:
         positives = batch.dense.sum(0, dtype=wide)
     else:
         assert batch.labels is not None
-        assert batch.valid is not None
         positives = torch.zeros(classes, dtype=wide, device=batch.x.device)
-        positives = positives.scatter_add(0, batch.labels, batch.valid.to(wide))
+        positives = positives.scatter_add(0, batch.labels, batch.valid.squeeze(1).to(wide))
     return (batch.keep * positives + batch.off * taking_part).clamp(0, samples), 0.0
 
 
+def whole_part(fraction: float, numbers: Tensor) -> Tensor:
+    """The whole part of a fraction as it is written: .29 of 100 is 29, though .29 * 100 = 28.999999999999996."""
+    return (fraction * numbers * (1 + 2 * sys.float_info.epsilon)).floor()
+
+
 def _residual(p: Tensor, batch: _Batch) -> Tensor:
-    """The residual p - target, 0 for ignored samples."""
+    """The residual p - target, 0 where ignored."""
+    valid = batch.valid.to(p.dtype)
     if batch.dense is not None:
-        return p - (batch.keep * batch.dense + batch.off)
+        return p - (batch.keep * batch.dense + batch.off * valid)
     assert batch.labels is not None
-    assert batch.valid is not None
-    valid = batch.valid.to(p.dtype).unsqueeze(1)
     return (p - batch.off * valid).scatter_add(1, batch.labels.unsqueeze(1), -batch.keep * valid)
 
 
 def _composed(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
     batch = _batch(x, arguments)
-    samples, classes = batch.x.shape
+    logits = torch.where(batch.valid, batch.x, -math.inf)
     wide = torch.float64 if arguments.tau_values is None else arguments.tau_values.dtype
     k_values, k = _masses(batch, arguments, wide)
-    mask = None if batch.valid is None else batch.valid.unsqueeze(1).expand(samples, classes)
-    p, state = project(batch.x, mask, k_values, k, arguments.tau_values, arguments.tau, 0)
+    if arguments.mass_kind == TARGETS and batch.dense is not None:
+        assert k_values is not None
+        unknown = torch.where(k_values.isnan(), math.nan, 0.0).to(logits.dtype)
+        logits, k_values = logits + unknown, k_values.nan_to_num()
+    p, state = project(logits, None, k_values, k, arguments.tau_values, arguments.tau, 0)
     r = _residual(p, batch)
-    terms = r * r if arguments.kind == SQUARED else _fenchel_young(batch.x, p, r, state, arguments)
+    terms = r * r if arguments.kind == SQUARED else _fenchel_young(logits, p, r, state, arguments)
+    importance = batch.valid.to(terms.dtype)
+    if arguments.sample_weight is not None:
+        s = arguments.sample_weight.to(terms.dtype).reshape(-1, 1)
+        importance = torch.where(batch.valid, s, 0.0)
+        terms = terms * importance
     if arguments.weight is not None:
         terms = terms * arguments.weight.to(terms.dtype)
-    if arguments.sample_weight is not None:
-        terms = terms * arguments.sample_weight.to(terms.dtype).reshape(-1, 1)
-    value = _reduce(terms, x, batch, arguments)
+    value = _reduce(terms, importance, x, arguments)
 
     def statistics() -> tuple[Tensor, Tensor]:
         return state[0] + state[1], ((p > 0) & (p < 1)).sum(0)
@@ -282,21 +303,27 @@ def _composed(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
 
 
 def _fenchel_young(x: Tensor, p: Tensor, r: Tensor, state: Tensor, arguments: Arguments) -> Tensor:
-    """(z - t)^2 / 2 - (z - p)^2 / 2 = r (u - (p + t) / 2) + lambda r,  u = z - lambda: no cancellation at large z."""
+    """(z - t)^2 / 2 - (z - p)^2 / 2 = r (u - (p + t) / 2) + lambda r,  u = z - lambda: no cancellation at large z.
+
+    Any lambda does. Where an entry is active it is the threshold, as then u = p there and the gradient through p is
+    exactly 0. Elsewhere it is 0: the middle of a wide gap would be far from all logits.
+    """
     tau = arguments.tau if arguments.tau_values is None else arguments.tau_values.to(x.dtype)
-    level = torch.where(state[0].isfinite(), state, 0.0).to(x.dtype)  # p and d of the state
+    level = torch.where(((p > 0) & (p < 1)).any(0), state, 0.0).to(x.dtype)  # p and d of the state
     x = torch.where(x.isinf(), x.detach(), x)  # no gradient on infinite logits
-    u = torch.where(r != 0, ((x - level[0]) - level[1]) / tau, 0.0)
+    u = ((x - level[0]) - level[1]) / tau
+    u = torch.where((r == 0) & u.isinf(), 0.0, u)
     return r * (u - p + r / 2) + level.sum(0) / tau * r
 
 
-def _reduce(terms: Tensor, x: Tensor, batch: _Batch, arguments: Arguments) -> Tensor:
+def _reduce(terms: Tensor, importance: Tensor, x: Tensor, arguments: Arguments) -> Tensor:
+    """`importance`, [n, C] or [n, 1]: the sample weight of what takes part, 0 elsewhere."""
     if arguments.reduction == NONE:
         return _unflattened(terms, x).to(x.dtype)
     total = terms.sum(dtype=terms.dtype)
     if arguments.reduction == SUM:
         return total.to(x.dtype)
-    classes = batch.x.shape[1] if arguments.weight is None else arguments.weight.sum()
-    weights = terms.new_ones(len(batch.x)) if arguments.sample_weight is None else arguments.sample_weight.flatten()
-    samples = weights.sum() if batch.valid is None else torch.where(batch.valid, weights, 0.0).sum()
-    return (total / (classes * samples)).to(x.dtype)
+    shares = importance.sum(0).expand(terms.shape[1])
+    if arguments.weight is not None:
+        shares = shares * arguments.weight.to(terms.dtype)
+    return (total / shares.sum()).to(x.dtype)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 from typing import Any, Literal, overload
 
 import torch
@@ -264,21 +263,25 @@ def hypersimplex_loss(
     to one-hot, copied or kept per element. Gradients in everything else that requires grad are served too.
 
     Args:
-        input: Logits [n, C], [n] (binary), or [N, C, d1, ...] (samples n = N * d1 * ...); float16, bfloat16, float32 or
-            float64. Half types are computed in float32. Under autocast, half logits are taken as float32.
+        input: Logits [n, C], [n] or [n, 1] (binary), [N, C, d1, ...] (samples n = N * d1 * ...), or [C] (a single
+            sample, with a target without dimensions); float16, bfloat16, float32 or float64. Half types are computed in
+            float32. Under autocast, half logits are taken as float32.
         target: Class indices in [0, C), int64 or uint8, [n] or [N, d1, ...]; or dense targets in [0, 1] of any real
-            dtype with the shape of `input`, such as probabilities, multi-hot rows, or for binary logits labels 0 and 1.
+            dtype with the shape of `input`, such as probabilities or multi-hot rows; for binary logits labels 0 and 1
+            of any real dtype, [n] or with the shape of `input`. A nan makes its class nan.
         k: Mass of each class. "targets": the sum of its targets, so their exact number for class indices. A float in
-            [0, 1]: that fraction of the samples, rounded down. An int in [0, n]: this number (1 is one sample, 1.0 the
-            whole batch). A tensor [C], or of one element for all classes: these numbers, fractions allowed.
+            [0, 1]: that fraction of the samples, rounded down (.29 of 100 is 29). An int in [0, n]: this number (1 is
+            one sample, 1.0 the whole batch). A tensor [C], or of one element for all classes: these numbers, fractions
+            allowed.
         tau: Temperature in the units of `input`: a number in (0, inf), or a tensor [C].
         kind: "squared" or "fenchel_young".
         weight: Weight of each class, [C].
         sample_weight: Weight of each sample, [n] or [N, d1, ...]. It has no part in the projection or in k.
-        ignore_index: Samples with this class index are left out of projection, counts and mean. Class indices only.
+        ignore_index: Samples with this class index, or entries with this dense or binary target, are left out of
+            projection, counts and mean, whatever their logits and weights are.
         label_smoothing: eps in [0, 1]; targets become (1 - eps) t + eps / max(C, 2).
         reduction: "mean", with w and s the class and sample weights: sum of w_c s_i l_ic over the sum of w_c s_i, over
-            all classes and the samples that take part; "sum": sum of w_c s_i l_ic; "none": w_c s_i l_ic in the shape of
+            all entries that take part; "sum": sum of w_c s_i l_ic; "none": w_c s_i l_ic in the shape of
             `input`.
 
     Returns:
@@ -286,7 +289,8 @@ def hypersimplex_loss(
 
     Raises:
         TypeError: A dtype or type is not as above; `k` or `tau` is a bool; a tensor is sparse or nested.
-        ValueError: A shape does not fit, or a number or word is not among those allowed.
+        ValueError: A shape does not fit, or a number or word is not among those allowed. A dense or binary target lies
+            outside [0, 1] (on the CPU; on CUDA it is taken as it is).
         IndexError: A class index is out of range (on the CPU; on CUDA a device-side assertion fails, as in PyTorch's
             losses).
 
@@ -341,7 +345,9 @@ def loss_and_statistics(
         call = _loss.fused_call(input, arguments)
         if call is not None:
             _remember(signature, call)
-    return _loss.loss(logits, arguments)
+    value, statistics = _loss.loss(logits, arguments)
+    single = logits.ndim > input.ndim and arguments.reduction == _loss.NONE
+    return value.squeeze(0) if single else value, statistics
 
 
 def _checked(
@@ -357,7 +363,7 @@ def _checked(
     reduction: str,
 ) -> tuple[Tensor, _loss.Arguments]:
     """The logits to compute with, and everything else that the loss takes."""
-    _checks.logits(input)
+    input, target = _checks.labelled(input, target)
     input = _autocast(input)
     target = _checks.target(target, input)
     classes = input.shape[1] if input.ndim > 1 else 1
@@ -395,6 +401,7 @@ def _loss_mass(k: float | Tensor | Literal["targets"], input: Tensor, classes: i
         return None, 0.0, _loss.TARGETS
     if isinstance(k, Tensor):
         return _checks.per_vector("k", k, input, (classes,), "the number of classes"), 0.0, _loss.VALUE
-    if not isinstance(k, (int, numbers.Integral, torch.SymInt)):
-        return None, _checks.fraction("k", k, "a real number, a Tensor or 'targets'"), _loss.FRACTION
-    return None, _checks.mass(_checks.integer("k", k), math.prod(_checks.sample_shape(input))), _loss.VALUE
+    k = _checks.number("k", k, "a real number, a Tensor or 'targets'")
+    if isinstance(k, (int, torch.SymInt)):
+        return None, _checks.mass(k, math.prod(_checks.sample_shape(input))), _loss.VALUE
+    return None, _checks.fraction("k", k), _loss.FRACTION

@@ -141,7 +141,7 @@ def test_binary_argmax(arguments, error, message):
         ),
         ({"target": LABELS.to("meta")}, ValueError, "target must be on cpu like input, got meta"),
         ({"k": "target"}, ValueError, "k must be one of 'targets', got 'target'"),
-        ({"k": True}, TypeError, "k must be an integer, got bool"),
+        ({"k": True}, TypeError, "k must be a real number, a Tensor or 'targets', got bool"),
         ({"k": 1.5}, ValueError, "k must lie in [0, 1], got 1.5"),
         ({"k": NAN}, ValueError, "k must lie in [0, 1], got nan"),
         ({"k": 6}, ValueError, "k must lie in [0, 5], the number of entries, got 6"),
@@ -173,7 +173,7 @@ def test_what_passed_once_is_told_from_what_must_not():
     for _ in range(2):
         whole, one = hypersimplex_loss(X, LABELS, 1.0), hypersimplex_loss(X, LABELS, 1)
         assert whole != one
-        with pytest.raises(TypeError, match="k must be an integer, got bool"):
+        with pytest.raises(TypeError, match="k must be a real number, a Tensor or 'targets', got bool"):
             hypersimplex_loss(X, LABELS, True)
         hypersimplex_loss(X, LABELS, label_smoothing=1, ignore_index=0)
         with pytest.raises(TypeError, match="label_smoothing must be a real number, got bool"):

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 
 import pytest
 import torch
@@ -25,33 +24,38 @@ def expected_loss(
     """From the definition, in float64 with one-hot targets: terms and gradient [n, C] by sample, what the mean
     divides by, and which classes are clear of kinks."""
     original, x = x, x.detach().double().cpu()
-    dense = target.shape == x.shape
     flat = lambda t: t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1).flatten(0, -2)  # noqa: E731
     logits = flat(x)
     classes = logits.shape[1]
-    if dense:
-        t, valid = flat(target.double().cpu()), torch.ones(len(logits), dtype=torch.bool)
+    if target.shape == x.shape or classes == 1:
+        t = target.double().cpu().reshape(x.shape)
+        valid = flat(t) != ignore_index
+        t = flat(t).where(valid, 0)
     else:
         index = target.cpu().long().flatten()
-        valid = index != ignore_index
-        t = one_hot(index.where(valid, 0), classes).double()
+        valid = (index != ignore_index).unsqueeze(1).expand(-1, classes)
+        t = one_hot(index.where(valid[:, 0], 0), classes).double()
     t = (1 - label_smoothing) * t + label_smoothing / max(classes, 2)
-    taking_part = int(valid.sum())
+    taking_part = valid.sum(0).double()
     if isinstance(k, str):
-        mass = t[valid].sum(0)
+        mass = t.where(valid, 0).sum(0)
     elif isinstance(k, float):
-        mass = torch.full((classes,), math.floor(k * taking_part), dtype=torch.float64)
+        mass = (k * taking_part + 1e-9).floor()
     else:
         mass = torch.as_tensor(k).detach().double().cpu().expand(classes)
     tau = torch.as_tensor(tau).detach().double().cpu().expand(classes)
-    s = torch.ones(len(logits)) if sample_weight is None else sample_weight.detach().cpu().flatten()
-    w = torch.ones(classes) if weight is None else weight.detach().cpu()
-    terms, gradient = torch.zeros_like(logits), torch.zeros_like(logits)
-    terms[valid], gradient[valid] = reference.loss(
-        logits[valid], t[valid], mass, tau, kind=kind, weight=w.double(), sample_weight=s.double()[valid]
-    )
-    clear = clear_of_kinks(logits[valid], mass, tau, dim=0, margin=1e-11 if original.dtype == torch.float64 else 2e-6)
-    return terms, gradient, float(w.double().sum() * s.double()[valid].sum()), clear
+    s = (torch.ones(len(logits)) if sample_weight is None else sample_weight.detach().cpu().flatten()).double()
+    w = (torch.ones(classes) if weight is None else weight.detach().cpu()).double()
+    terms, gradient, clear = torch.zeros_like(logits), torch.zeros_like(logits), torch.ones(classes, dtype=torch.bool)
+    alike = (valid == valid[:, :1]).all()
+    for c in [slice(None)] if alike else [slice(c, c + 1) for c in range(classes)]:
+        rows = valid[:, c][:, 0]
+        terms[rows, c], gradient[rows, c] = reference.loss(
+            logits[rows, c], t[rows, c], mass[c], tau[c], kind=kind, weight=w[c], sample_weight=s[rows]
+        )
+        margin = 1e-11 if original.dtype == torch.float64 else 2e-6
+        clear[c] = clear_of_kinks(logits[rows, c], mass[c], tau[c], dim=0, margin=margin)
+    return terms, gradient, float((s.unsqueeze(1) * valid * w).sum()), clear
 
 
 def unflatten(t, x):
@@ -93,14 +97,17 @@ def make(shape, targets, device, dtype=torch.float32):
         return x, torch.where(torch.rand(samples, device=device) < 0.3, IGNORED, target)
     if targets == "multi_hot":
         return x, torch.rand(shape, device=device) < 0.4
-    return x, torch.rand(shape, device=device).to(dtype)
+    if targets == "binary":
+        return x, torch.randint(2, samples, device=device)
+    soft = torch.rand(shape, device=device).to(dtype)
+    return x, torch.where(torch.rand(shape, device=device) < 0.2, IGNORED, soft) if targets == "holes" else soft
 
 
 SHAPES = {"[n, C]": (50, 7), "[N, C, d]": (6, 5, 9), "[N, C, d, e]": (4, 3, 2, 5), "[n]": (40,), "[n, 1]": (40, 1)}
 COMBINATIONS = [
     (shape, targets)
-    for shape, targets in itertools.product(SHAPES, ("index", "ignored", "multi_hot", "soft"))
-    if not (shape == "[n]" and targets in ("index", "ignored"))
+    for shape, targets in itertools.product(SHAPES, ("index", "ignored", "binary", "multi_hot", "soft", "holes"))
+    if (shape in ("[n]", "[n, 1]")) == (targets == "binary") or targets in ("multi_hot", "soft", "holes")
 ]
 
 
@@ -125,9 +132,9 @@ def test_every_combination(device, kind, shape, targets, weights):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (33, 10), (257, 17), (70, 40), (500, 100), (3, 200)])
 def test_sizes(device, kind, shape, dtype):
-    for targets in ("index", "ignored", "soft"):
+    for targets in ("index", "ignored", "soft", "holes"):
         x, target = make(shape, targets, device, dtype)
-        if targets == "ignored":
+        if targets in ("ignored", "holes"):
             target[0] = 0
         assert_loss(x, target, kind=kind)
 
@@ -137,7 +144,7 @@ def test_long_columns(backend, device, kind):
     if backend == "simt":
         pytest.skip("long vectors are slow to emulate")
     for shape in ((50_000, 3), (20_000, 20), (150_000,)):
-        x, target = make(shape, "soft" if len(shape) == 1 else "ignored", device)
+        x, target = make(shape, "holes" if len(shape) == 1 else "ignored", device)
         x = x if x.ndim > 1 else x.mul(64).round().div(64)  # or some entry would lie at a kink
         assert_loss(x, target, kind=kind)
 
@@ -156,10 +163,10 @@ LAYOUTS = {
 @pytest.mark.parametrize("shape", ["[n, C]", "[N, C, d]", "[N, C, d, e]"])
 @pytest.mark.parametrize(("layout", "other"), [*itertools.pairwise([*LAYOUTS, "contiguous"])])
 def test_layouts(device, kind, shape, layout, other):
-    for targets in ("ignored", "soft"):
+    for targets in ("ignored", "soft", "holes"):
         x, target = make(SHAPES[shape], targets, device)
         x = LAYOUTS[layout](x)
-        if targets == "soft":
+        if targets != "ignored":
             target = LAYOUTS[other](target)
         elif target.ndim > 1:
             target = LAYOUTS["transposed"](target)
@@ -209,13 +216,16 @@ def test_int_and_float_k_differ(device):
     assert_close(all_of_them, mse_loss(torch.ones_like(x), one_hot(target, 4).float()), 1e-6)
 
 
-def test_fractions_are_rounded_down(device):
-    for n in (3, 49, 100):
-        x, target = make((n, 2), "index", device)
-        for fraction in (0.1, 1 / 3, 0.5, 0.58, 0.999):
-            whole = hypersimplex_loss(x, target, math.floor(fraction * n))
-            assert torch.equal(hypersimplex_loss(x, target, fraction), whole)
-            assert_close(hypersimplex_loss(x, target, fraction, reduction="none").mean(), whole, 1e-6)
+@pytest.mark.parametrize(
+    ("fraction", "n", "whole"),
+    [(0.1, 49, 4), (1 / 3, 3, 1), (0.5, 7, 3), (0.29, 100, 29), (0.57, 100, 57), (0.07, 100, 7), (0.999, 100, 99)],
+)
+def test_fractions_are_rounded_down_as_they_are_written(device, fraction, n, whole):
+    """.29 * 100 is 28.999999999999996."""
+    x, target = make((n, 2), "index", device)
+    expected = hypersimplex_loss(x, target, whole)
+    assert torch.equal(hypersimplex_loss(x, target, fraction), expected)
+    assert_close(hypersimplex_loss(x, target, fraction, reduction="none").mean(), expected, 1e-6)
 
 
 def test_targets_are_counted_exactly(device):

@@ -1,5 +1,8 @@
 """The loss on special values, other dtypes and without gradients."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import mse_loss, one_hot
@@ -28,6 +31,47 @@ def test_ignored_samples_are_not_looked_at(device):
         assert (grad[~keep] == 0).all()
     renamed = torch.where(keep, target, 7)
     assert torch.equal(hypersimplex_loss(x, renamed, ignore_index=7), hypersimplex_loss(x, target))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ignored_entries_are_not_looked_at(device, kind):
+    """Of dense targets, and as samples of binary ones."""
+    for shape, targets in (((60, 5), "holes"), ((70,), "binary"), ((70, 1), "binary")):
+        x, target = make(shape, targets, device)
+        if targets == "binary":
+            target[::3] = IGNORED
+        holes = (target == IGNORED).reshape(x.shape)
+        poisoned = torch.where(holes, NAN, x)
+        for reduction in ("mean", "none"):
+            leaf, clean = poisoned.clone().requires_grad_(), x.clone().requires_grad_()
+            value = hypersimplex_loss(leaf, target, 0.5, kind=kind, reduction=reduction)
+            expected = hypersimplex_loss(clean, target, 0.5, kind=kind, reduction=reduction)
+            assert torch.equal(value, expected)
+            (grad,), (expected,) = (torch.autograd.grad(v.sum(), t) for v, t in ((value, leaf), (expected, clean)))
+            assert torch.equal(grad, expected)
+            assert (grad[holes] == 0).all()
+        renamed = torch.where(target == IGNORED, 7, target)
+        assert torch.equal(hypersimplex_loss(x, renamed, ignore_index=7), hypersimplex_loss(x, target))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_weights_of_ignored_samples_are_not_looked_at(device, kind, poison):
+    x, target = make((40, 3), "ignored", device)
+    dense = torch.rand(40, 3, device=device)
+    dense[5] = IGNORED
+    for t, ignored in ((target, target == IGNORED), (dense, dense[:, 0] == IGNORED)):
+        weight = torch.where(ignored, poison, torch.rand(40, device=device))
+        for tau in (0.8, torch.full((3,), 0.8, device=device, requires_grad=True)):  # fused and composed
+            for reduction in ("mean", "sum", "none"):
+                leaf, kept = x.clone().requires_grad_(), x[~ignored].requires_grad_()
+                settings = {"kind": kind, "reduction": reduction}
+                value = hypersimplex_loss(leaf, t, tau=tau, sample_weight=weight, **settings).sum()
+                expected = hypersimplex_loss(kept, t[~ignored], tau=tau, sample_weight=weight[~ignored], **settings)
+                assert_close(value.detach(), expected.detach().sum(), 1e-5)
+                (grad,), (expected,) = torch.autograd.grad(value, leaf), torch.autograd.grad(expected.sum(), kept)
+                assert_close(grad[~ignored], expected, 1e-5)
+                assert (grad[ignored] == 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,6 +105,38 @@ def test_a_nan_stays_in_its_class(device, kind):
     terms = hypersimplex_loss(leaf, target, kind=kind, reduction="none")
     assert terms[:, 1].isnan().all()
     assert terms[:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_among_dense_targets_stays_in_its_class(device, kind):
+    x, target = make((20, 4), "soft", device)
+    target[3, 1] = NAN
+    ones = torch.ones(4, device=device)
+    for route in ({}, {"tau": ones.clone().requires_grad_()}, {"weight": ones.clone().requires_grad_()}):
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(hypersimplex_loss(leaf, target, kind=kind, reduction="sum", **route), leaf)
+        assert grad[:, 1].isnan().all()
+        assert grad[:, [0, 2, 3]].isfinite().all()
+        assert hypersimplex_loss(leaf, target, kind=kind, **route).isnan()
+        terms = hypersimplex_loss(leaf, target, kind=kind, reduction="none", **route)
+        assert terms[:, 1].isnan().all()
+        assert terms[:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("label", [1.5, -0.25, INF])
+def test_labels_outside_the_unit_interval_are_errors(label):
+    """On the CPU, where it costs nothing to look at them."""
+    for shape in ((40, 3), (40,), (5000, 20), (3, 2, 4)):
+        x, target = make(shape, "soft", "cpu")
+        target[(1,) * len(shape)] = label
+        for settings in ({}, {"k": 0.5}, {"reduction": "none"}, {"tau": torch.ones((), requires_grad=True)}):
+            with pytest.raises(ValueError, match=rf"target must lie in \[0, 1\], got {label:g}"):
+                hypersimplex_loss(x, target, **settings)
+    with pytest.raises(ValueError, match="target must lie in"):
+        torch.func.grad(lambda x: hypersimplex_loss(x, target))(x)
+    x, target = make((8, 5), "index", "cpu")
+    with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+        torch.func.grad(lambda x: hypersimplex_loss(x, torch.full_like(target, 5)))(x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +189,77 @@ def test_fenchel_young_at_large_logits(device):
         assert_close(far.sum(0) if far.ndim else far, near.sum(0) if near.ndim else near, 1e-3 if far.ndim else 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mask", [-1e4, -1e9, -1e30])
+def test_fenchel_young_across_a_wide_gap(device, dtype, mask):
+    """The threshold lies in the middle of the gap, the loss between the logits on one side: 10 r (x - (p + t) / 20)."""
+    logits = torch.tensor([0.3, 0.1, mask, mask, 0.7], dtype=dtype, device=device)
+    target = torch.tensor([1.0, 0, 0, 0, 1], dtype=dtype, device=device)
+    terms = torch.tensor([0, 10 * logits[1].item() - 0.5, 0, 0, 0], dtype=torch.float64)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    for x, t, expected in (
+        (logits, target, terms),
+        (logits.repeat(64, 1).t(), target.repeat(64, 1).t(), terms.repeat(64, 1).t()),
+    ):
+        for reduction, value in (("sum", expected.sum()), ("mean", expected.mean()), ("none", expected)):
+            loss = hypersimplex_loss(x, t, 3, 0.1, kind="fenchel_young", reduction=reduction)
+            assert_close(loss, value, tolerance)
+        leaf = x.clone().requires_grad_()
+        for reduction in ("sum", "none"):
+            loss = hypersimplex_loss(leaf, t, 3, 0.1, kind="fenchel_young", reduction=reduction)
+            (grad,) = torch.autograd.grad(loss.sum(), leaf)
+            assert_close(grad, 10 * (expected > 0).double(), tolerance)
+
+
+def test_fenchel_young_has_its_gradient_where_a_prediction_is_right(device):
+    """(p - t) / tau, whether or not p = t somewhere, by either route and by transforms."""
+    x, k = torch.tensor([0.25, -0.25, 0.0], device=device), torch.tensor(1.5, device=device)
+    p = torch.tensor([0.625, 0.375, 0.5], device=device)
+    assert torch.equal(soft_binary_argmax(x, k, 2.0), p)
+    weight = torch.ones(1, device=device, requires_grad=True)
+    for target in (p, torch.tensor([0.625, 0.375, 0.25], device=device)):
+        for settings in ({"reduction": "sum"}, {"reduction": "none"}, {"reduction": "sum", "weight": weight}):
+            value = lambda x: hypersimplex_loss(x, target, k, 2.0, kind="fenchel_young", **settings).sum()  # noqa: B023, E731
+            leaf = x.clone().requires_grad_()
+            assert_close(torch.autograd.grad(value(leaf), leaf)[0], (p - target) / 2, 1e-6)
+            assert_close(torch.func.grad(value)(x), (p - target) / 2, 1e-6)
+
+
 # ---- types and routes ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_sample_without_a_batch(device, kind):
+    """Logits [C] with a label, as F.cross_entropy takes them."""
+    x, label = torch.randn(5, device=device), torch.tensor(2, device=device)
+    for reduction in ("mean", "sum", "none"):
+        leaf, batch = x.clone().requires_grad_(), x.unsqueeze(0).requires_grad_()
+        value = hypersimplex_loss(leaf, label, kind=kind, reduction=reduction)
+        expected = hypersimplex_loss(batch, label.unsqueeze(0), kind=kind, reduction=reduction)
+        assert value.shape == expected.squeeze(0).shape
+        assert torch.equal(value, expected.squeeze(0))
+        gradients = torch.autograd.grad(value.sum(), leaf) + torch.autograd.grad(expected.sum(), batch)
+        assert torch.equal(gradients[0], gradients[1].squeeze(0))
+
+
+def test_one_column_of_logits_takes_binary_labels(device):
+    x, target = make((30, 1), "binary", device)
+    for labels in (target, target.bool(), target.float()):
+        assert torch.equal(hypersimplex_loss(x, labels), hypersimplex_loss(x[:, 0], target))
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, float, Fraction])
+def test_numbers_of_any_kind(number):
+    x, target = make((8, 5), "index", "cpu")
+    for reduction in ("mean", "none"):
+        value = hypersimplex_loss(x, target, number(0.5), number(2), label_smoothing=number(0.25), reduction=reduction)
+        assert torch.equal(value, hypersimplex_loss(x, target, 0.5, 2.0, label_smoothing=0.25, reduction=reduction))
+    assert torch.equal(
+        hypersimplex_loss(x, target, np.int64(2), ignore_index=np.int64(-1)), hypersimplex_loss(x, target, 2)
+    )
+    for solver in ("threshold", "pav"):
+        y = soft_binary_argmax(x, number(1.5), number(2), np.int64(0), solver=solver)
+        assert torch.equal(y, soft_binary_argmax(x, 1.5, 2.0, 0, solver=solver))
 
 
 def test_label_dtypes(device):

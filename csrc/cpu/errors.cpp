@@ -1,5 +1,6 @@
 #include "errors.h"
 
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -8,6 +9,12 @@ namespace cpu {
 
 void raise_out_of_bounds(int64_t class_index) {
   throw std::out_of_range("Target " + std::to_string(class_index) + " is out of bounds.");
+}
+
+void raise_not_in_unit_interval(double label) {
+  std::ostringstream message;
+  message << "target must lie in [0, 1], got " << label;
+  throw std::invalid_argument(message.str());
 }
 
 FirstError::FirstError() : taken_(false) {}

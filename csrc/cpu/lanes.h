@@ -236,22 +236,39 @@ static void sweep_project(const T* x, int64_t steps, int64_t stride, int width, 
   }
 }
 
-// a = sum x
+// Of labels other than `ignored`: a = their sum, b = their number, c = how many of them lie outside [0, 1].
 template <class T>
-static void sweep_sum(const T* x, int64_t steps, int64_t stride, int width, LaneSums& out) {
+static void sweep_labels(const T* x, int64_t steps, int64_t stride, int width, T ignored, LaneSums& out) {
   for (int g = 0; g < width; g += kGroup) {
-    T sum[kGroup] = {};
+    T sum[kGroup] = {}, part[kGroup] = {};
+    Count<T> number[kGroup] = {}, outside[kGroup] = {};
     const T* row = x + g;
-    T part[kGroup] = {};
     for (int64_t n = 0; n < steps;) {
       for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride) {
 #pragma omp simd
-        for (int l = 0; l < kGroup; ++l) part[l] += row[l];
+        for (int l = 0; l < kGroup; ++l) {
+          const bool counts = !(row[l] == ignored);
+          part[l] += masked(counts, row[l]);
+          number[l] += counts;
+          outside[l] += counts & ((row[l] < 0) | (row[l] > 1));
+        }
       }
       join(part, sum);
     }
     flush(sum, out.a + g);
+    flush(number, out.b + g);
+    flush(outside, out.c + g);
   }
+}
+
+template <class T>
+static bool contains(const T* x, int64_t steps, int64_t stride, int width, T value) {
+  Count<T> found = 0;
+  for (int64_t n = 0; n < steps; ++n, x += stride) {
+#pragma omp simd reduction(| : found)
+    for (int l = 0; l < width; ++l) found |= x[l] == value;
+  }
+  return found != 0;
 }
 
 // a = |A|, b = sum_A v, and with Products c = sum_A v y, e = sum_A y.

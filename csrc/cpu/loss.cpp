@@ -21,6 +21,8 @@ struct LossState {
         scale(state + kLossStateRows * classes) {}
 };
 
+constexpr double kCancelled = 64;  // how much smaller a sum is than its parts where these are computed anew
+
 // (a) FenchelYoung and (b) Weighted as template arguments of function<a, b>.
 #define HYPERSIMPLEX_LOSS_VARIANT(function, fenchel_young, weighted, ...) \
   do {                                                                    \
@@ -45,7 +47,8 @@ struct IrregularClass {
     double s, r, y, target, z;
   };
   Entry entry(int64_t j) const {
-    double logit = samples.ignored(j) ? -HUGE_VAL : load(*x.entry(panel.plan.shape, column, j));
+    if (samples.ignored(panel, column, j)) return {};
+    double logit = load(*x.entry(panel.plan.shape, column, j));
     double y = project_entry(logit, p, d, tau), target = samples.target(panel, column, j);
     return {logit - logit == 0, y > 0 && y < 1, samples.weight(j), y - target, y, target, logit / tau};
   }
@@ -118,18 +121,19 @@ void forward(const LossArgs& args, void* loss, int threads) {
   const bool sparse = !fenchel_young && samples.countable();
   samples.count(state.k);  // class indices: checks them, leaves the class counts in k
   std::unique_ptr<double[]> losses(new double[classes]);
+  std::unique_ptr<bool[]> some_ignored(new bool[plan.panels]);
 
   for_each_team(plan, threads, [&](int64_t begin, int64_t end, int inner_threads) {
     auto source = [&](int64_t i) {
       Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, Panel(plan, i));
-      return [&samples, &plan, x, i](int64_t step, int64_t steps, T* buffer) {
-        return samples.entries(Panel(plan, i), x, step, steps, buffer);
+      return [&samples, &plan, x, i, ignored = some_ignored[i]](int64_t step, int64_t steps, T* buffer) {
+        return samples.entries(Panel(plan, i), x, step, steps, ignored, buffer);
       };
     };
     Tail<T> tails[kTeam];
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
-      samples.masses(panel, inner_threads, state.k + panel.vector(0));
+      some_ignored[i] = samples.masses(panel, inner_threads, state.k + panel.vector(0));
       tails[i - begin].open(panel, source(i), {state.k, 0}, args.tau);
     }
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
@@ -153,12 +157,11 @@ void forward(const LossArgs& args, void* loss, int threads) {
     sweep(plan, inner_threads, end - begin, totals, [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
       if (sparse && tails[i].length() > 0) return;
       const Panel panel(plan, begin + i);
+      const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
       alignas(64) T x_buffer[kBlock], target_buffer[kBlock], weight_buffer[kBlock];
-      View<const T> in = source(begin + i)(step, steps, x_buffer);
-      View<const T> target = samples.targets(panel, step, steps, target_buffer);
-      const T* weight = samples.weights(panel, step, steps, weight_buffer);
-      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.at, target.at, weight, steps,
-                                in.stride, target.stride, plan.width, lanes[i], out);
+      const auto in = samples.block(panel, x, step, steps, x_buffer, target_buffer, weight_buffer);
+      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.x.at, in.target.at, in.weight, steps,
+                                in.x.stride, in.target.stride, plan.width, lanes[i], out);
     });
     for (int64_t i = begin; sparse && i < end; ++i)
       if (tails[i - begin].length() > 0)
@@ -174,7 +177,9 @@ void forward(const LossArgs& args, void* loss, int threads) {
       state.mean[v] = total.a[c] > 0 ? total.b[c] / total.a[c] : 0;
       losses[v] = total.c[c] + shift;
       bool infinite = fenchel_young && p - p != 0 && losses[v] != 0;
-      if (!infinite && regular<T>(p, d, tau)) continue;
+      // A threshold in the middle of a wide gap is far from all logits: nothing may be left of either summand.
+      bool cancelled = shift != 0 && std::fabs(losses[v]) < std::fabs(shift) / kCancelled;
+      if (!infinite && !cancelled && regular<T>(p, d, tau)) continue;
       Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
       losses[v] =
           IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.loss(state.active[v], state.mean[v]);
@@ -184,11 +189,11 @@ void forward(const LossArgs& args, void* loss, int threads) {
   double weights = 0, sum = 0;
   for (int64_t v = 0; v < classes; ++v) {
     double weight = args.weight ? args.weight[v] : 1;
-    weights += weight;
+    weights += weight * samples.total_weight(v);
     sum += weight * losses[v];
   }
-  *state.scale = args.reduction == Reduction::kMean ? 1 / (weights * samples.total_weight()) : 1;
-  bool empty = args.reduction == Reduction::kMean && weights * samples.total_weight() == 0;
+  *state.scale = args.reduction == Reduction::kMean ? 1 / weights : 1;
+  bool empty = args.reduction == Reduction::kMean && weights == 0;
   store(T(empty ? NAN : sum * *state.scale), *static_cast<In*>(loss));
 }
 
@@ -223,12 +228,11 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
     Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
     for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
       alignas(64) T x_buffer[kBlock], target_buffer[kBlock], weight_buffer[kBlock], out_buffer[kBlock];
-      View<const T> in = samples.entries(panel, x, step, steps, x_buffer);
-      View<const T> target = samples.targets(panel, step, steps, target_buffer);
-      const T* weight = samples.weights(panel, step, steps, weight_buffer);
+      const auto in = samples.block(panel, x, step, steps, x_buffer, target_buffer, weight_buffer);
       View<T> out = destination(panel, grad, step, steps, out_buffer);
-      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss_gradient, fenchel_young, samples.weighted(), in.at, target.at, weight, steps,
-                                in.stride, target.stride, plan.width, lanes[i], out.at, out.stride);
+      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss_gradient, fenchel_young, samples.weighted(), in.x.at, in.target.at,
+                                in.weight, steps, in.x.stride, in.target.stride, plan.width, lanes[i], out.at,
+                                out.stride);
       deliver(panel, grad, step, steps, out, out_buffer);
     });
   };

@@ -1,7 +1,10 @@
-// The samples of a loss as panels need them: logits with ignored samples left out, blocks of targets from class indices
-// or dense rows, label smoothing, sample weights, and the mass k of every class.
+// The samples of a loss as panels need them: logits with ignored samples or entries left out, blocks of targets from
+// class indices or dense rows, label smoothing, sample weights, and the mass k of every class.
 #pragma once
 
+#include <memory>
+
+#include "../newton.h"
 #include "errors.h"
 #include "panel.h"
 
@@ -19,12 +22,14 @@ class Samples {
         classes_(args.shape.inner),
         keep_(1 - args.label_smoothing),
         off_(args.label_smoothing / double(classes_ > 2 ? classes_ : 2)),
-        flat_(args.shape.n1 == 1 || args.target_strides.n1 == args.shape.n2 * args.target_strides.n2) {}
+        flat_(args.shape.n1 == 1 || args.target_strides.n1 == args.shape.n2 * args.target_strides.n2),
+        ignored_label_(as_label(double(args.ignore_index))) {}
 
   bool weighted() const { return args_.sample_weight != nullptr; }
   // Whether sum (y - target) is zero by construction.
   bool balanced() const { return args_.mass_kind == MassKind::kTargets && !weighted(); }
-  double total_weight() const { return total_weight_; }
+  // Of the samples that take part in a class.
+  double total_weight(int64_t v) const { return dense() ? class_weights_[v] : total_weight_; }
   bool dense() const { return args_.target_kind == TargetKind::kDense; }
 
   // Whether the mass of a class tells how many of the samples bear its label.
@@ -42,109 +47,171 @@ class Samples {
     if (flat_) return indices[j * strides.n2];
     return indices[(j / args_.shape.n2) * strides.n1 + (j % args_.shape.n2) * strides.n2];
   }
-  bool ignored(int64_t j) const { return !dense() && index(j) == args_.ignore_index; }
+  bool ignored(const Panel& panel, int column, int64_t j) const {
+    return dense() ? label(panel, column, j) == ignored_label_ : index(j) == args_.ignore_index;
+  }
   double weight(int64_t j) const { return weighted() ? args_.sample_weight[j] : 1; }
   double target(const Panel& panel, int column, int64_t j) const {
-    if (!dense()) return ignored(j) ? 0 : off_ + (index(j) == panel.vector(column) ? keep_ : 0);
-    return off_ + keep_ * load(*dense_operand(panel).entry(args_.shape, column, j));
+    if (ignored(panel, column, j)) return 0;
+    return off_ + keep_ * (dense() ? double(label(panel, column, j)) : index(j) == panel.vector(column));
   }
 
   // Checks the class indices, counts them per class where the masses need it, and sums the weights of the samples that
-  // take part.
+  // take part. Dense targets are left to masses().
   void count(double* counts) {
+    if (dense()) {
+      class_weights_.reset(new double[classes_]);
+      return;
+    }
     int64_t taking_part = 0;
     double weights = 0;
-    bool wanted = !dense() && args_.mass_kind == MassKind::kTargets;
+    bool wanted = args_.mass_kind == MassKind::kTargets;
     for (int64_t c = 0; wanted && c < classes_; ++c) counts[c] = 0;
-    for (int64_t j = 0; (!dense() || weighted()) && j < n_; ++j) {
-      if (!dense()) {
-        int64_t label = index(j);
-        if (label == args_.ignore_index) continue;
-        if (label < 0 || label >= classes_) cpu::raise_out_of_bounds(label);
-        if (wanted) counts[label] += 1;
-      }
+    for (int64_t j = 0; j < n_; ++j) {
+      int64_t label = index(j);
+      if (label == args_.ignore_index) continue;
+      if (label < 0 || label >= classes_) cpu::raise_out_of_bounds(label);
+      if (wanted) counts[label] += 1;
       ++taking_part;
       weights += weight(j);
     }
-    taking_part_ = dense() ? n_ : taking_part;
+    taking_part_ = taking_part;
     total_weight_ = weighted() ? weights : double(taking_part_);
   }
 
-  // k of the panel's classes; `masses` holds what count() left.
-  void masses(const Panel& panel, int threads, double* masses) const {
+  // k of the panel's classes, where `masses` holds what count() left. Returns whether some entries are ignored.
+  bool masses(const Panel& panel, int threads, double* masses) {
     const int64_t first = panel.vector(0);
-    LaneSums sums;
-    if (args_.mass_kind == MassKind::kTargets && dense()) {
-      sweep(panel.plan, threads, sums, [&](int64_t step, int64_t steps, LaneSums& out) {
+    LaneSums found;
+    if (dense()) {
+      sweep(panel.plan, threads, found, [&](int64_t step, int64_t steps, LaneSums& out) {
         alignas(64) T buffer[kBlock];
-        View<const T> block = targets(panel, step, steps, buffer, 1, 0);
-        sweep_sum(block.at, steps, block.stride, panel.plan.width, out);
+        View<const T> block = fetch(panel, dense_operand(panel), step, steps, ignored_label_, buffer);
+        sweep_labels(block.at, steps, block.stride, panel.plan.width, ignored_label_, out);
       });
-      for (int c = 0; c < panel.live; ++c) masses[c] = sums.a[c];
     }
+    bool some_ignored = false;
     for (int c = 0; c < panel.live; ++c) {
+      const double taking_part = dense() ? found.b[c] : double(taking_part_);
+      some_ignored |= taking_part < double(n_);
+      if (dense()) {
+        if (found.c[c] > 0) raise_out_of_range(panel, c);
+        class_weights_[first + c] = weighted() ? sum_weights(panel, c) : taking_part;
+        masses[c] = found.a[c];
+      }
       if (args_.mass_kind == MassKind::kTargets)
-        masses[c] = off_ == 0 ? masses[c] : keep_ * masses[c] + off_ * double(taking_part_);
+        masses[c] = off_ == 0 ? masses[c] : keep_ * masses[c] + off_ * taking_part;
       else if (args_.mass_kind == MassKind::kFraction)
-        masses[c] = floor(args_.k.value * double(taking_part_));
+        masses[c] = whole_part(args_.k.value, taking_part);
       else
         masses[c] = args_.k.values ? args_.k.values[first + c] : args_.k.value;
     }
+    return some_ignored;
   }
 
-  View<const T> entries(const Panel& panel, const Operand<const In>& x, int64_t step, int64_t steps, T* buffer) const {
-    if (dense()) return fetch(panel, x, step, steps, -T(HUGE_VAL), buffer);
-    int64_t per_step = panel.plan.entries_per_step();
-    int64_t begin = step * per_step, end = smaller(begin + steps * per_step, n_);
-    int64_t j = begin;
-    while (j < end && !ignored(j)) ++j;
-    if (j == end) return fetch(panel, x, step, steps, -T(HUGE_VAL), buffer);
+  // Logits; those that take no part are -inf.
+  View<const T> entries(const Panel& panel, const Operand<const In>& x, int64_t step, int64_t steps, bool some_ignored,
+                        T* buffer) const {
+    if (!some_ignored) return fetch(panel, x, step, steps, -T(HUGE_VAL), buffer);
     gather(panel, x, step, steps, -T(HUGE_VAL), buffer);
-    for (; j < end; ++j)
-      if (ignored(j))
-        for (int c = 0; c < panel.plan.columns; ++c) buffer[(j - begin) * panel.plan.columns + c] = -T(HUGE_VAL);
+    for_each_ignored(panel, step, steps, [&](int64_t e) { buffer[e] = -T(HUGE_VAL); });
     return {buffer, panel.plan.width};
   }
 
-  View<const T> targets(const Panel& panel, int64_t step, int64_t steps, T* buffer) const {
-    return targets(panel, step, steps, buffer, keep_, off_);
+  // What the sums of the loss and its gradient read of a block. Where an entry is ignored, its target and its weight
+  // are 0.
+  struct Block {
+    View<const T> x, target;
+    const T* weight;  // by lane, [steps, width]; anything readable where there are none
+  };
+  Block block(const Panel& panel, const Operand<const In>& x, int64_t step, int64_t steps, T* x_buffer,
+              T* target_buffer, T* weight_buffer) const {
+    bool some_ignored = false;
+    const View<const T> target = targets(panel, step, steps, target_buffer, some_ignored);
+    if (weighted()) fill_weights(panel, step, steps, some_ignored, weight_buffer);
+    return {entries(panel, x, step, steps, some_ignored, x_buffer), target, weight_buffer};
   }
 
-  // Sample weights by lane, [steps, width]; anything readable where there are none.
-  const T* weights(const Panel& panel, int64_t step, int64_t steps, T* buffer) const {
-    if (!weighted()) return buffer;
+ private:
+  static T as_label(double number) {  // rounded as targets are
+    In label;
+    store(T(number), label);
+    return load(label);
+  }
+  T label(const Panel& panel, int column, int64_t j) const {
+    return load(*dense_operand(panel).entry(args_.shape, column, j));
+  }
+
+  // body(e) for the places in a gathered block of all entries that are ignored.
+  template <class Body>
+  void for_each_ignored(const Panel& panel, int64_t step, int64_t steps, const Body& body) const {
+    const int columns = panel.plan.columns;
+    if (dense()) {
+      const Operand<const In> labels = dense_operand(panel);
+      labels.for_each_run(panel, step, steps, [&](int64_t first, int64_t count, const In* in) {
+        for (int64_t j = 0; j < count; ++j)
+          for (int c = 0; c < panel.live; ++c)
+            if (load(in[j * labels.n2 + c * labels.lane]) == ignored_label_) body((first + j) * columns + c);
+      });
+      return;
+    }
+    const int64_t begin = step * panel.plan.entries_per_step();
+    const int64_t end = smaller(begin + steps * panel.plan.entries_per_step(), n_);
+    for (int64_t j = begin; j < end; ++j)
+      if (index(j) == args_.ignore_index)
+        for (int c = 0; c < columns; ++c) body((j - begin) * columns + c);
+  }
+
+  void fill_weights(const Panel& panel, int64_t step, int64_t steps, bool some_ignored, T* buffer) const {
     const Plan& plan = panel.plan;
     int64_t begin = step * plan.entries_per_step();
     for (int64_t j = 0; j < steps * plan.entries_per_step(); ++j) {
       T weight = begin + j < n_ ? T(args_.sample_weight[begin + j]) : T(0);
       for (int c = 0; c < plan.columns; ++c) buffer[j * plan.columns + c] = weight;
     }
-    return buffer;
+    if (some_ignored) for_each_ignored(panel, step, steps, [&](int64_t e) { buffer[e] = 0; });
   }
 
- private:
+  double sum_weights(const Panel& panel, int column) const {
+    double sum = 0;
+    for (int64_t j = 0; j < n_; ++j)
+      if (!ignored(panel, column, j)) sum += args_.sample_weight[j];
+    return sum;
+  }
+
+  [[noreturn]] void raise_out_of_range(const Panel& panel, int column) const {
+    for (int64_t j = 0;; ++j) {
+      const T label = this->label(panel, column, j);
+      if (label != ignored_label_ && (label < 0 || label > 1)) cpu::raise_not_in_unit_interval(double(label));
+    }
+  }
+
   Operand<const In> dense_operand(const Panel& panel) const {
     return {static_cast<const In*>(args_.target), args_.target_strides, panel};
   }
 
-  // off + keep * target
-  View<const T> targets(const Panel& panel, int64_t step, int64_t steps, T* buffer, double keep, double off) const {
+  // off + keep * label, and whether some entries are ignored.
+  View<const T> targets(const Panel& panel, int64_t step, int64_t steps, T* buffer, bool& some_ignored) const {
     const Plan& plan = panel.plan;
-    if (dense() && off == 0) return fetch(panel, dense_operand(panel), step, steps, T(0), buffer);
     const int64_t entries = steps * plan.entries_per_step(), begin = step * plan.entries_per_step();
     const int64_t real = smaller(entries, n_ - begin);
-    const T rest = T(off), label = T(off + keep);
+    const T rest = T(off_), label = T(off_ + keep_);
     if (dense()) {
-      gather(panel, dense_operand(panel), step, steps, T(0), buffer);
-      for (int64_t e = 0; e < real * plan.columns; ++e) buffer[e] = T(off + keep * buffer[e]);
+      const View<const T> labels = fetch(panel, dense_operand(panel), step, steps, T(0), buffer);
+      some_ignored = contains(labels.at, steps, labels.stride, plan.width, ignored_label_);
+      if (off_ == 0 && !some_ignored) return labels;
+      if (labels.at != buffer) gather(panel, dense_operand(panel), step, steps, T(0), buffer);
+      for (int64_t e = 0; e < real * plan.columns; ++e)
+        buffer[e] = buffer[e] == ignored_label_ ? T(0) : T(off_ + keep_ * buffer[e]);
     } else {
       for (int64_t e = 0; e < real * plan.columns; ++e) buffer[e] = rest;
       const int64_t first = panel.vector(0);
       for (int64_t j = 0; j < real; ++j) {
         int64_t index = this->index(begin + j), column = index - first;
         if (column >= 0 && column < plan.columns) buffer[j * plan.columns + column] = label;
-        if (index == args_.ignore_index)
-          for (int c = 0; c < plan.columns; ++c) buffer[j * plan.columns + c] = 0;
+        if (index != args_.ignore_index) continue;
+        some_ignored = true;
+        for (int c = 0; c < plan.columns; ++c) buffer[j * plan.columns + c] = 0;
       }
     }
     for (int64_t e = real * plan.columns; e < steps * plan.width; ++e) buffer[e] = 0;
@@ -155,8 +222,10 @@ class Samples {
   const int64_t n_, classes_;
   const double keep_, off_;
   const bool flat_;
+  const T ignored_label_;  // among dense targets
   int64_t taking_part_ = 0;
   double total_weight_ = 0;
+  std::unique_ptr<double[]> class_weights_;  // of the samples that take part, beside dense targets
 };
 
 }  // namespace HYPERSIMPLEX_ISA

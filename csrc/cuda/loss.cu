@@ -21,9 +21,11 @@ struct LossState {
         scale(state + kLossStateRows * classes) {}
 };
 
-// Left by the classes for the last kernel: their losses, and the weight of the samples that take part.
+constexpr double kCancelled = 64;  // how much smaller a sum is than its parts where these are computed anew
+
+// Left by the classes for the last kernel, [C] each: their losses, and the weights of the samples that take part.
 struct Summands {
-  double *losses, *weight;
+  double *losses, *weights;
 };
 
 // ---- forward ----
@@ -32,16 +34,17 @@ template <class T>
 struct LossColumn : Column<T> {
   double weight;  // of the samples that take part
   int some_ignored;
+  int cancelled;  // whether nothing was left of the summands of the loss
 
   // From the counts and sums of add_counts().
   template <class In>
   __device__ void take_counts(const LossArgs& args, const Samples<In>& samples, const Totals<2, 2>& total) {
-    const double taking_part = samples.dense() ? this->n : total.count(1);
+    const double taking_part = total.count(1);
     weight = samples.weighted() ? total.sum(1) : taking_part;
     some_ignored = taking_part < this->n;
     if (!this->place.live || args.mass_kind == MassKind::kValue) return;
     if (args.mass_kind == MassKind::kFraction) {
-      this->mass = floor(args.k.value * taking_part);
+      this->mass = whole_part(args.k.value, taking_part);
     } else {
       const double targets = samples.dense() ? total.sum(0) : total.count(0);
       this->mass = args.label_smoothing == 0 ? targets : samples.keep() * targets + samples.off() * taking_part;
@@ -77,11 +80,13 @@ template <class In>
 __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<In>& samples,
                                            const Tile<In, false>& tile, Sums<2, 2>& own) {
   if (samples.dense()) {
-    if (args.mass_kind == MassKind::kTargets || samples.weighted())
-      tile.pass_beside(Counted<In, true>(samples), [&](int, const auto& beside, int u) {
-        own.sum[0] += double(beside.rows[u][0]);
-        own.sum[1] += beside.s[u];
-      });
+    const Compute<In> ignored = samples.ignored_label();
+    tile.pass_beside(Counted<In, true>(samples), [&](int, const auto& beside, int u) {
+      if (beside.rows[u][0] == ignored) return;
+      own.sum[0] += double(beside.rows[u][0]);
+      ++own.count[1];
+      own.sum[1] += beside.s[u];
+    });
     return;
   }
   bool out_of_range = false;
@@ -106,7 +111,7 @@ template <class In>
 __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, const Tile<In, false>& tile,
                                          const LossColumn<Compute<In>>& column, bool fenchel_young, Sums<2, 3>& own) {
   using T = Compute<In>;
-  if (column.projector.regular && !(fenchel_young && fabs(column.projector.p) == kInfinity<T>)) {
+  if (column.projector.regular && !column.cancelled && !(fenchel_young && fabs(column.projector.p) == kInfinity<T>)) {
     const Projector<T> projector = column.projector;
     T mean = 0, loss = 0, balance = 0;
     tile.pass(
@@ -130,7 +135,7 @@ __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, con
           own.sum[2] += double(balance);
           mean = loss = balance = 0;
         });
-  } else {  // in double, and with z = x / tau for u: what T, or a threshold at infinity, cannot express
+  } else {  // in double, and with z = x / tau for u: what T, or a threshold far from all logits, cannot express
     tile.each_singly([&](int i) {
       const auto sample = samples.one(i);
       const double x = sample.x, t = sample.t, s = sample.s;
@@ -152,7 +157,10 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
   Team team(plan, meeting);
   LossColumn<T>& own = team.columns<LossColumn<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
-    if (team.decides()) own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
+    if (team.decides()) {
+      own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
+      own.cancelled = 0;
+    }
     block_barrier();
     const Tile<In, false> tile(plan, team, own.place.live, team.bytes<LossColumn<T>>());
     {
@@ -168,27 +176,34 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
     const LabelledSamples<In> samples(args, plan, tile, own.place, own.some_ignored);
     Solver<In, Tile<In, false>, Samples<In>>(team, tile, own, samples).solve();
 
-    Sums<2, 3> sums;
-    sum_loss(samples, tile, own, fenchel_young, sums);
-    const auto total = team.reduce(sums, true);
-    team.decide([&] {
-      if (!own.place.live || team.rank() != 0) return 0;
-      const LossState state(args.state, args.shape.inner);
-      const int64_t c = own.place.vector;
-      const Pair t = own.search.t;
-      state.p[c] = t.p;
-      state.d[c] = t.d;
-      state.active[c] = total.count(0);
-      state.mean[c] = total.count(0) > 0 ? total.sum(0) / total.count(0) : 0;
-      state.k[c] = own.mass;
-      // Exact masses and equal weights make sum (y - t) zero.
-      const bool balanced = args.mass_kind == MassKind::kTargets && !samples.weighted();
-      const double balance = fenchel_young && !balanced ? total.sum(2) : 0;
-      summands.losses[c] = total.sum(1) + (balance == 0 ? 0 : (t.p + t.d) / own.tau * balance);
-      if (c == 0) *summands.weight = own.weight;
-      return 0;
-    });
-    block_barrier();
+    int again = 0;
+    do {
+      Sums<2, 3> sums;
+      sum_loss(samples, tile, own, fenchel_young, sums);
+      const auto total = team.reduce(sums, true);
+      again = team.decide([&] {
+        if (!own.place.live) return 0;
+        const Pair t = own.search.t;
+        // Exact masses and equal weights make sum (y - t) zero.
+        const bool balanced = args.mass_kind == MassKind::kTargets && !samples.weighted();
+        const double balance = fenchel_young && !balanced ? total.sum(2) : 0;
+        const double shift = balance == 0 ? 0 : (t.p + t.d) / own.tau * balance, loss = total.sum(1) + shift;
+        // A threshold in the middle of a wide gap is far from all logits: nothing may be left of either summand.
+        own.cancelled = !own.cancelled && shift != 0 && fabs(loss) < fabs(shift) / kCancelled;
+        if (own.cancelled || team.rank() != 0) return own.cancelled;
+        const LossState state(args.state, args.shape.inner);
+        const int64_t c = own.place.vector;
+        state.p[c] = t.p;
+        state.d[c] = t.d;
+        state.active[c] = total.count(0);
+        state.mean[c] = total.count(0) > 0 ? total.sum(0) / total.count(0) : 0;
+        state.k[c] = own.mass;
+        summands.losses[c] = loss;
+        summands.weights[c] = own.weight;
+        return 0;
+      });
+      block_barrier();
+    } while (again);
   }
   team.leave();
 }
@@ -202,11 +217,11 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
   for (int64_t c = threadIdx.x; c < args.shape.inner; c += blockDim.x) {
     const double weight = args.weight ? args.weight[c] : 1;
     own.sum[0] += weight * summands.losses[c];
-    own.sum[1] += weight;
+    own.sum[1] += weight * summands.weights[c];
   }
   const auto total = team.reduce(own, true);
   if (!team.decides()) return;
-  const double weights = total.sum(1) * *summands.weight;
+  const double weights = total.sum(1);
   const double scale = args.reduction == Reduction::kMean ? 1 / weights : 1;
   *LossState(args.state, args.shape.inner).scale = scale;
   const bool empty = args.reduction == Reduction::kMean && weights == 0;
@@ -254,7 +269,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
   }
   block_barrier();
   const Tile<In, false> tile(plan, team, own.place.live, 0);
-  const LabelledSamples<In> samples(args, plan, tile, own.place, args.target_kind == TargetKind::kClassIndex);
+  const LabelledSamples<In> samples(args, plan, tile, own.place, false);
   const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, args.shape, plan, own.place,
                          tile.begin());
   if (own.projector.regular) {
@@ -311,7 +326,7 @@ Plan backward_plan(LossArgs& args, LossBackward& backward) {
 
 size_t loss_forward_workspace(const LossArgs& call) {
   LossArgs args = call;
-  return Meeting::bytes(forward_plan(args)) + size_t(args.shape.inner + 1) * sizeof(double);
+  return Meeting::bytes(forward_plan(args)) + 2 * size_t(args.shape.inner) * sizeof(double);
 }
 
 void loss_forward(const LossArgs& call, void* loss, void* workspace, void* stream) {

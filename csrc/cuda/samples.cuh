@@ -1,5 +1,5 @@
-// The samples of a loss as the threads of a tile see them, class by class: logits with ignored samples left out,
-// targets from class indices or dense rows, label smoothing, sample weights. Class indices are never expanded.
+// The samples of a loss as the threads of a tile see them, class by class: logits with ignored samples or entries left
+// out, targets from class indices or dense rows, label smoothing, sample weights. Class indices are never expanded.
 #pragma once
 
 #include "tile.cuh"
@@ -13,7 +13,7 @@ class Samples {
   using T = Compute<In>;
   using TileType = Tile<In, false>;
 
-  // some_ignored: whether class indices may have to be looked at to tell which logits take part
+  // some_ignored: whether targets have to be looked at to tell which logits take part
   __device__ Samples(const LossArgs& args, const Plan& plan, const TileType& tile, const Place& place,
                      bool some_ignored)
       : args_(args), plan_(plan), tile_(tile), place_(place), some_ignored_(some_ignored) {}
@@ -29,16 +29,27 @@ class Samples {
   }
   __device__ double keep() const { return 1 - args_.label_smoothing; }
 
-  // Logits; those of ignored samples take no part.
+  // The label of ignored entries among dense targets, rounded as these are.
+  __device__ T ignored_label() const { return widen(narrow<In>(T(args_.ignore_index))); }
+
+  // Logits; ignored ones take no part.
   template <int U>
   __device__ __forceinline__ void read(int i, int step, T (&x)[U][1]) const {
     tile_.load(operand<const In>(args_.x, args_.x_strides, place_), i, step, x, -kInfinity<T>);
     if (!some_ignored_) return;
-    int64_t labels[U];
-    read_labels(i, step, labels);
+    if (dense()) {
+      T rows[U][1];
+      read_rows(i, step, rows);
 #pragma unroll
-    for (int u = 0; u < U; ++u)
-      if (labels[u] == args_.ignore_index) x[u][0] = -kInfinity<T>;
+      for (int u = 0; u < U; ++u)
+        if (rows[u][0] == ignored_label()) x[u][0] = -kInfinity<T>;
+    } else {
+      int64_t labels[U];
+      read_labels(i, step, labels);
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        if (labels[u] == args_.ignore_index) x[u][0] = -kInfinity<T>;
+    }
   }
 
   // Nothing else is read beside them while the thresholds are sought.
@@ -79,7 +90,7 @@ class Samples {
   const bool some_ignored_;
 };
 
-// With the targets t and weights s; t = 0 where a sample is ignored.
+// With the targets t and weights s, which are 0 where an entry is ignored.
 template <class In>
 class LabelledSamples : public Samples<In> {
  public:
@@ -91,8 +102,9 @@ class LabelledSamples : public Samples<In> {
     T t[U], s[U];
   };
   template <int U>
-  __device__ __forceinline__ void read_beside(int i, int step, T (&)[U][1], Beside<U, 1>& beside) const {
+  __device__ __forceinline__ void read_beside(int i, int step, T (&x)[U][1], Beside<U, 1>& beside) const {
     const LossArgs& args = this->args_;
+    bool ignored[U];
     double weights[U];
     this->read_weights(i, step, weights);
     if (this->dense()) {
@@ -100,17 +112,25 @@ class LabelledSamples : public Samples<In> {
       this->read_rows(i, step, rows);
       const T rest = T(this->off()), factor = T(this->keep());
 #pragma unroll
-      for (int u = 0; u < U; ++u) beside.t[u] = args.label_smoothing == 0 ? rows[u][0] : rest + factor * rows[u][0];
+      for (int u = 0; u < U; ++u) {
+        ignored[u] = rows[u][0] == this->ignored_label();
+        beside.t[u] = args.label_smoothing == 0 ? rows[u][0] : rest + factor * rows[u][0];
+      }
     } else {
       int64_t labels[U];
       this->read_labels(i, step, labels);
       const T rest = T(this->off()), full = T(this->off() + this->keep());
 #pragma unroll
-      for (int u = 0; u < U; ++u)
-        beside.t[u] = labels[u] == args.ignore_index ? T(0) : labels[u] == this->place_.vector ? full : rest;
+      for (int u = 0; u < U; ++u) {
+        ignored[u] = labels[u] == args.ignore_index;
+        beside.t[u] = labels[u] == this->place_.vector ? full : rest;
+      }
     }
 #pragma unroll
-    for (int u = 0; u < U; ++u) beside.s[u] = T(weights[u]);
+    for (int u = 0; u < U; ++u) {
+      beside.s[u] = ignored[u] ? T(0) : T(weights[u]);
+      if (ignored[u]) beside.t[u] = 0, x[u][0] = -kInfinity<T>;
+    }
   }
 
   struct Sample {
