@@ -52,6 +52,23 @@ def _inside_derivative() -> bool:
     return any(interpreter.key() in derivatives for interpreter in retrieve_all_functorch_interpreters())
 
 
+def symbolic(value: object) -> bool:
+    """Whether torch.compile is tracing, and this float may be another one in the next call."""
+    if not (torch.compiler.is_compiling() and isinstance(value, float)):
+        return False
+    from torch.fx.experimental import symbolic_shapes
+
+    return not symbolic_shapes.has_static_value(value)
+
+
+def steady(value: Any, like: Tensor) -> Any:
+    """A symbolic float as a tensor on the device of `like`; anything else as it is.
+
+    As an argument of an operator such a float can stay what it was in an earlier call (PyTorch issue 197889).
+    """
+    return like.new_zeros((), dtype=reference.wide_dtype(like.device)).add(value) if symbolic(value) else value
+
+
 def untransformed(function: type[Function]) -> Callable[..., Any]:
     """Its `apply` without the look at transforms that it takes first, for where there are none."""
     apply: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]

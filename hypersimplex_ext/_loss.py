@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _loss_ops, _ops, reference
-from ._autograd import product, project, tracing, transforming, untransformed
+from ._autograd import product, project, symbolic, tracing, transforming, untransformed
 from ._backends import has_kernels
 
 # The enumerations of csrc/hypersimplex.h.
@@ -84,6 +84,8 @@ def fused_call(x: Tensor, arguments: Arguments) -> _loss_ops.LossCall | None:
 
 def _fusible(x: Tensor, arguments: Arguments) -> bool:
     if arguments.reduction == NONE or not has_kernels(x.device):
+        return False
+    if symbolic(arguments.k) or symbolic(arguments.label_smoothing):
         return False
     if torch.is_grad_enabled():
         return not any(t is not None and t.requires_grad for t in tensors(arguments))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _checks, _layout, _loss, _ops
-from ._autograd import project, project_directly
+from ._autograd import project, project_directly, steady
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
@@ -175,6 +175,7 @@ def _remember(signature: tuple[Any, ...], call: Any) -> None:
 
 def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tuple[Tensor | None, float]:
     """A number per vector, or one number for all."""
+    value = steady(value, input)
     if isinstance(value, Tensor):
         shape = _layout.rest(input.shape, dim)
         return _checks.per_vector(name, value, input, shape, f"the shape of input without dimension {dim}"), 0.0
@@ -369,6 +370,7 @@ def _checked(
     classes = input.shape[1] if input.ndim > 1 else 1
     k_values, k, mass_kind = _loss_mass(k, input, classes)
     tau_values = None
+    tau = steady(tau, input)
     if isinstance(tau, Tensor):
         tau_values, tau = _checks.per_vector("tau", tau, input, (classes,), "the number of classes"), 0.0
     else:

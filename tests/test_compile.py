@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -134,6 +135,36 @@ def test_training_with_inductor(dynamic):
         assert_close(layer.weight.grad, twins[0].weight.grad, 1e-5)
         assert_close(layer.weight.detach(), twins[0].weight.detach(), 1e-6)
         assert_close(loss.running_threshold, twins[1].running_threshold, 1e-5)
+
+
+def test_numbers_that_change_reach_inductor():
+    """Where they scale a tensor too, PyTorch keeps them as an operator's argument from an earlier call."""
+    x, target = torch.randn(8, 5), torch.randint(5, (8,))
+
+    def function(x, s):
+        projections = soft_binary_argmax(x * s, 2, s / 2), soft_binary_argmax(x * s, s)
+        losses = [
+            hypersimplex_loss(x * s, target, **settings)
+            for settings in ({"tau": s / 2}, {"k": s / 4}, {"label_smoothing": s / 4})
+        ]
+        return *projections, *losses
+
+    compiled = torch.compile(function, fullgraph=True)
+    for s in (1.0, 1.5, 2.0, 2.5):
+        for value, expected in zip(compiled(x, s), function(x, s), strict=True):
+            assert_close(value, expected, 1e-5)
+
+
+def test_numbers_of_numpy():
+    x, target = torch.randn(8, 5), torch.randint(5, (8,))
+    zero, two, eps, tau = np.int64(0), np.int64(2), np.float64(0.1), np.float64(1.5)
+    functions = [
+        lambda x: soft_binary_argmax(x, two, tau, zero),
+        lambda x: hypersimplex_loss(x, target, two, tau),
+        lambda x: hypersimplex_loss(x, target, label_smoothing=eps, ignore_index=zero),
+    ]
+    for function in functions:
+        assert_close(torch.compile(function, backend="eager")(x), function(x), 1e-6)
 
 
 @pytest.mark.parametrize("name", ["projection", "k and tau", "mask", "loss", "fenchel_young", "composed"])
