@@ -73,14 +73,14 @@ class Samples {
   // k of the panel's classes; `masses` holds what count() left.
   void masses(const Panel& panel, int threads, double* masses) const {
     const int64_t first = panel.vector(0);
-    LaneSums sums;
     if (args_.mass_kind == MassKind::kTargets && dense()) {
-      sweep(panel.plan, threads, sums, [&](int64_t step, int64_t steps, LaneSums& out) {
-        alignas(64) T buffer[kBlock];
+      const Scratch<LaneSums> sums;
+      sweep(panel.plan, threads, *sums, [&](int64_t step, int64_t steps, LaneSums& out) {
+        const ScratchArray<T> buffer(kBlock);
         View<const T> block = targets(panel, step, steps, buffer, 1, 0);
         sweep_sum(block.at, steps, block.stride, panel.plan.width, out);
       });
-      for (int c = 0; c < panel.live; ++c) masses[c] = sums.a[c];
+      for (int c = 0; c < panel.live; ++c) masses[c] = sums->a[c];
     }
     for (int c = 0; c < panel.live; ++c) {
       if (args_.mass_kind == MassKind::kTargets)
