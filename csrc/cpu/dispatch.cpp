@@ -5,6 +5,7 @@
 #include <string>
 
 #include "../hypersimplex.h"
+#include "float_environment.h"
 
 namespace hypersimplex {
 
@@ -79,17 +80,34 @@ const Clone& clone(const Shape& shape) {
 
 namespace cpu {
 
-void threshold(const ThresholdArgs& args, int threads) { clone().threshold(args, threads); }
-void jvp(const JvpArgs& args, int threads) { clone().jvp(args, threads); }
+void threshold(const ThresholdArgs& args, int threads) {
+  const FloatEnvironment environment;
+  clone().threshold(args, threads);
+}
+void jvp(const JvpArgs& args, int threads) {
+  const FloatEnvironment environment;
+  clone().jvp(args, threads);
+}
 void loss_forward(const LossArgs& args, void* loss, int threads) {
+  const FloatEnvironment environment;
   clone(args.shape).loss_forward(args, loss, threads);
 }
 void loss_backward(const LossArgs& args, const LossBackward& backward, int threads) {
+  const FloatEnvironment environment;
   clone(args.shape).loss_backward(args, backward, threads);
 }
-void sort(const SortArgs& args, int threads) { clone().sort(args, threads); }
-void isotonic(const IsotonicArgs& args, int threads) { clone().isotonic(args, threads); }
-void block_product(const BlockProductArgs& args, int threads) { clone().block_product(args, threads); }
+void sort(const SortArgs& args, int threads) {
+  const FloatEnvironment environment;
+  clone().sort(args, threads);
+}
+void isotonic(const IsotonicArgs& args, int threads) {
+  const FloatEnvironment environment;
+  clone().isotonic(args, threads);
+}
+void block_product(const BlockProductArgs& args, int threads) {
+  const FloatEnvironment environment;
+  clone().block_product(args, threads);
+}
 const char* vector_extension() { return clone().name; }
 
 }  // namespace cpu

@@ -170,7 +170,7 @@ constexpr int64_t kBlocksPerChunk = kChunk / 2 + 1;
 template <class In, class Block>
 void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk) {
   const int64_t first = index * kChunk, count = std::min(kChunk, vector.n - first);
-  double p[kChunk], q[kChunk];
+  const ScratchArray<double> p(kChunk), q(kChunk);
   chunk.regular = true;
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t length) {
     const bool regular = vector.evaluate(chunk.blocks, begin, length, p + (begin - first), q + (begin - first));
@@ -224,7 +224,7 @@ template <class In, class Block>
 void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& chunk, const Block* before) {
   int64_t next = chunk.first;
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
-    double a[kSegment], b[kSegment], v[kSegment], share[kSegment];
+    const ScratchArray<double> a(kSegment), b(kSegment), v(kSegment), share(kSegment);
     uint8_t starts[kSegment] = {};
     vector.a.evaluate(begin, count, a);
     vector.b.evaluate(begin, count, b);
@@ -232,7 +232,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
       v[j] = a[j] - b[j];
       starts[j] = 1;
     }
-    if (vector.share) std::fill(share, share + count, 1.0);
+    if (vector.share) std::fill(&share[0], &share[count], 1.0);
     auto write = [&](const Block& block) {
       const int64_t first = std::max(block.start - begin, int64_t(0)), last = std::min(block.end - begin, count);
       const double value = vector.level(block);
@@ -279,12 +279,12 @@ void regress(const Vector<In>& vector, Arena arena, int threads) {
     // Packed, as most chunks leave few blocks: of a long vector's slots only the first pages are touched.
     std::atomic<int64_t> taken{0};
     parallel_for(count, threads, [&](int64_t i) {
-      Block pooled[kBlocksPerChunk];
+      const ScratchArray<Block> pooled(kBlocksPerChunk);
       chunks[i].blocks = pooled;
       pool_chunk(vector, i, chunks[i]);
       const int64_t kept = chunks[i].last + 1;
       chunks[i].blocks = blocks + taken.fetch_add(kept + 1, std::memory_order_relaxed);
-      std::copy(pooled, pooled + kept, chunks[i].blocks);
+      std::copy(&pooled[0], &pooled[kept], chunks[i].blocks);
     });
   }
   bool regular = true;

@@ -67,7 +67,8 @@ void pool_round(Units& units, int64_t from) {
   const int64_t count = units.count - from;
   double *p = units.p + from, *q = units.q + from, *sum = units.sum + from;
   int32_t* start = units.start + from;
-  const Windows s(sum, count, kInfinity, -kInfinity), w(q, kElements ? 0 : count, 1, 1);
+  const Scratch<Windows> sums(sum, count, kInfinity, -kInfinity), weights(q, kElements ? 0 : count, 1, 1);
+  const Windows &s = *sums, &w = *weights;
 
   int64_t starts[kTile];
   auto falls = [&](int64_t i, int64_t j) {
@@ -219,12 +220,12 @@ inline int64_t falling(const double* p, int64_t count) {
 inline MeanBlock* pool_elements(double* p, double* q, int64_t count, bool even, MeanBlock* blocks) {
   const bool few = count < kFirstTile + kFewUnits;
   const int64_t first = few ? 0 : falling(p, count);
-  if (even && !few) return Rounds(p, q, blocks).pool(first, count);
-  double sum[kChunk];
+  if (even && !few) return Scratch<Rounds>(p, q, blocks)->pool(first, count);
+  const ScratchArray<double> sum(even ? 0 : count);
   if (!even)
     for (int64_t j = 0; j < count; ++j) sum[j] = q[j] * p[j];
   Pool<MeanBlock> pool(blocks);
-  pool.extend({p, q, even ? p : sum, nullptr, count}, first);
+  pool.extend({p, q, even ? p : &sum[0], nullptr, count}, first);
   return pool.end;
 }
 inline LogBlock* pool_elements(double* p, double* q, int64_t count, bool, LogBlock* blocks) {

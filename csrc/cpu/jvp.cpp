@@ -53,14 +53,15 @@ class SparseRows {
   template <class Body>
   void multiply(int threads, const Body& multiply_panel) const {
     for_each_batch(plan_, threads, [&](int64_t begin, int rows) {
-      int32_t places[kAhead][kMostRow / kFew + kStretch + kGroup];
+      constexpr int64_t kPlaces = kMostRow / kFew + kStretch + kGroup;
+      const ScratchArray<int32_t> places(kAhead * kPlaces);
       for (int64_t first = begin; first < begin + rows; first += kAhead) {
         int64_t counts[kAhead];
         const int live = int(smaller(kAhead, begin + rows - first));
-        for (int r = 0; r < live; ++r) counts[r] = prepare(first + r, places[r]);
+        for (int r = 0; r < live; ++r) counts[r] = prepare(first + r, places + r * kPlaces);
         for (int r = 0; r < live; ++r) {
           if (counts[r] >= 0)
-            finish(first + r, places[r], counts[r]);
+            finish(first + r, places + r * kPlaces, counts[r]);
           else
             multiply_panel(Panel(plan_, first + r), 1);
         }
@@ -152,12 +153,12 @@ class PanelProduct {
   void multiply_lanes(int threads) {
     const Plan& plan = panel_.plan;
     const bool one_block = plan.steps <= plan.block_steps && plan.full_steps == plan.steps;
-    alignas(64) T x_kept[kBlock], v_kept[kBlock];
+    const ScratchArray<T> x_kept(one_block ? kBlock : 0), v_kept(one_block ? kBlock : 0);
     View<const T> x{}, v{};
     // Calls body(x, v) for a block; one that is the only one is fetched once.
     auto with_entries = [&](int64_t step, int64_t steps, const auto& body) {
       if (!one_block) {
-        alignas(64) T x_buffer[kBlock], v_buffer[kBlock];
+        const ScratchArray<T> x_buffer(kBlock), v_buffer(kBlock);
         return body(fetch(panel_, x_, step, steps, -T(HUGE_VAL), x_buffer),
                     fetch(panel_, v_, step, steps, T(0), v_buffer));
       }
@@ -167,8 +168,9 @@ class PanelProduct {
       }
       body(x, v);
     };
-    LaneSums total;
-    sweep(plan, threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {
+    const Scratch<LaneSums> swept;
+    const LaneSums& total = *swept;
+    sweep(plan, threads, *swept, [&](int64_t step, int64_t steps, LaneSums& out) {
       with_entries(step, steps, [&](View<const T> x, View<const T> v) {
         if (args_.grad_tau)
           sweep_jvp_sums<true>(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out);
@@ -181,16 +183,17 @@ class PanelProduct {
     if (!args_.out) return;
     for_each_chunk(plan, threads, [&](int64_t step, int64_t steps) {
       with_entries(step, steps, [&](View<const T> x, View<const T> v) {
-        alignas(64) T buffer[kBlock];
-        View<T> out = destination(panel_, out_, step, steps, buffer);
+        const ScratchArray<T> buffer(kBlock);
+        View<T> out = destination<In, T>(panel_, out_, step, steps, buffer);
         sweep_jvp_write(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out.at, out.stride);
-        deliver(panel_, out_, step, steps, out, buffer);
+        deliver<In, T>(panel_, out_, step, steps, out, buffer);
       });
     });
   }
 
   void multiply_rows() {
-    RowProduct<T> rows(panel_.plan.n);
+    const Scratch<RowProduct<T>> product(panel_.plan.n);
+    RowProduct<T>& rows = *product;
     RowSums totals;
     for (int first = 0; first < panel_.live; first += kGroup) {
       const int live = int(smaller(kGroup, panel_.live - first));
@@ -241,12 +244,12 @@ void multiply(const JvpArgs& args, int threads) {
   const bool rows = std::is_same_v<In, T> && serves(args.x_strides) && serves(args.v_strides) &&
                     (!args.out || serves(args.out_strides));
   auto multiply_panel = [&](const Panel& panel, int inner_threads) {
-    PanelProduct<In> product(args, panel);
+    const Scratch<PanelProduct<In>> product(args, panel);
     if constexpr (std::is_same_v<In, T>) {
-      if (rows) product.multiply_rows();
+      if (rows) product->multiply_rows();
     }
-    if (!rows) product.multiply_lanes(inner_threads);
-    product.finish();
+    if (!rows) product->multiply_lanes(inner_threads);
+    product->finish();
   };
   if constexpr (std::is_same_v<In, T>) {
     if (rows && in_batches(plan, args.x_strides)) return SparseRows<T>(args, plan).multiply(threads, multiply_panel);

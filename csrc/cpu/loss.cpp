@@ -130,7 +130,7 @@ void forward(const LossArgs& args, void* loss, int threads) {
         return samples.entries(Panel(plan, i), x, step, steps, ignored, buffer);
       };
     };
-    Tail<T> tails[kTeam];
+    const ScratchArray<Tail<T>> tails(end - begin);
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
       some_ignored[i] = samples.masses(panel, inner_threads, state.k + panel.vector(0));
@@ -138,7 +138,7 @@ void forward(const LossArgs& args, void* loss, int threads) {
     }
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
       for (int64_t i = begin; i < end; ++i) tails[i - begin].collect(plan, chunk, source(i));
-    Lanes<T> lanes[kTeam];
+    const ScratchArray<Lanes<T>> lanes(end - begin);
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
       const int64_t first = panel.vector(0);
@@ -148,21 +148,22 @@ void forward(const LossArgs& args, void* loss, int threads) {
       if (tail.length() > 0)
         solve_tail(panel, tail, {state.k, 0}, args.tau, state.p + first, state.d + first);
       else
-        PanelSolver<T, decltype(entries)>(panel, inner_threads, entries)
-            .solve({state.k, 0}, args.tau, state.p + first, state.d + first);
+        Scratch<PanelSolver<T, decltype(entries)>>(panel, inner_threads, entries)
+            ->solve({state.k, 0}, args.tau, state.p + first, state.d + first);
       set_lanes(lanes[i - begin], panel, {state.p, state.d}, args.tau);
     }
 
-    LaneSums totals[kTeam];
-    sweep(plan, inner_threads, end - begin, totals, [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
-      if (sparse && tails[i].length() > 0) return;
-      const Panel panel(plan, begin + i);
-      const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-      alignas(64) T x_buffer[kBlock], target_buffer[kBlock], weight_buffer[kBlock];
-      const auto in = samples.block(panel, x, step, steps, x_buffer, target_buffer, weight_buffer);
-      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.x.at, in.target.at, in.weight, steps,
-                                in.x.stride, in.target.stride, plan.width, lanes[i], out);
-    });
+    const ScratchArray<LaneSums> totals(end - begin);
+    sweep<LaneSums>(
+        plan, inner_threads, end - begin, totals, [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
+          if (sparse && tails[i].length() > 0) return;
+          const Panel panel(plan, begin + i);
+          const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
+          const ScratchArray<T> x_buffer(kBlock), target_buffer(kBlock), weight_buffer(kBlock);
+          const auto in = samples.block(panel, x, step, steps, x_buffer, target_buffer, weight_buffer);
+          HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.x.at, in.target.at, in.weight,
+                                    steps, in.x.stride, in.target.stride, plan.width, lanes[i], out);
+        });
     for (int64_t i = begin; sparse && i < end; ++i)
       if (tails[i - begin].length() > 0)
         sum_tops(samples, Panel(plan, i), tails[i - begin], lanes[i - begin], state.k, totals[i - begin]);
@@ -227,13 +228,13 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
     Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
     for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-      alignas(64) T x_buffer[kBlock], target_buffer[kBlock], weight_buffer[kBlock], out_buffer[kBlock];
+      const ScratchArray<T> x_buffer(kBlock), target_buffer(kBlock), weight_buffer(kBlock), out_buffer(kBlock);
       const auto in = samples.block(panel, x, step, steps, x_buffer, target_buffer, weight_buffer);
-      View<T> out = destination(panel, grad, step, steps, out_buffer);
+      View<T> out = destination<In, T>(panel, grad, step, steps, out_buffer);
       HYPERSIMPLEX_LOSS_VARIANT(sweep_loss_gradient, fenchel_young, samples.weighted(), in.x.at, in.target.at,
                                 in.weight, steps, in.x.stride, in.target.stride, plan.width, lanes[i], out.at,
                                 out.stride);
-      deliver(panel, grad, step, steps, out, out_buffer);
+      deliver<In, T>(panel, grad, step, steps, out, out_buffer);
     });
   };
   const int team = threads_for(plan, threads);

@@ -82,22 +82,22 @@ class Samples {
   // k of the panel's classes, where `masses` holds what count() left. Returns whether some entries are ignored.
   bool masses(const Panel& panel, int threads, double* masses) {
     const int64_t first = panel.vector(0);
-    LaneSums found;
+    const Scratch<LaneSums> found;
     if (dense()) {
-      sweep(panel.plan, threads, found, [&](int64_t step, int64_t steps, LaneSums& out) {
-        alignas(64) T buffer[kBlock];
+      sweep(panel.plan, threads, *found, [&](int64_t step, int64_t steps, LaneSums& out) {
+        const ScratchArray<T> buffer(kBlock);
         View<const T> block = fetch(panel, dense_operand(panel), step, steps, ignored_label_, buffer);
         sweep_labels(block.at, steps, block.stride, panel.plan.width, ignored_label_, out);
       });
     }
     bool some_ignored = false;
     for (int c = 0; c < panel.live; ++c) {
-      const double taking_part = dense() ? found.b[c] : double(taking_part_);
+      const double taking_part = dense() ? found->b[c] : double(taking_part_);
       some_ignored |= taking_part < double(n_);
       if (dense()) {
-        if (found.c[c] > 0) raise_out_of_range(panel, c);
+        if (found->c[c] > 0) raise_out_of_range(panel, c);
         class_weights_[first + c] = weighted() ? sum_weights(panel, c) : taking_part;
-        masses[c] = found.a[c];
+        masses[c] = found->a[c];
       }
       if (args_.mass_kind == MassKind::kTargets)
         masses[c] = off_ == 0 ? masses[c] : keep_ * masses[c] + off_ * taking_part;

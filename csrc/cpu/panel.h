@@ -11,6 +11,7 @@
 #include "../hypersimplex.h"
 #include "lanes.h"
 #include "parallel.h"
+#include "scratch.h"
 #include "transpose.h"
 
 namespace hypersimplex {
@@ -256,8 +257,8 @@ static void sweep(const Plan& plan, int threads, int64_t count, Accumulator* tot
   };
   // Rounds of chunks: a round's partial totals are merged in order, whoever computed them.
   constexpr int kRound = 32;
-  Accumulator partial[kRound];
-  const int64_t round = threads > 1 ? kRound : 1;
+  const int64_t round = threads > 1 ? smaller(kRound, plan.chunks) : 1;
+  const ScratchArray<Accumulator> partial(plan.chunks > 1 ? round : 0);
   for (int64_t first = 0; first < plan.chunks; first += round) {
     const int64_t chunks = smaller(round, plan.chunks - first);
     for (int64_t i = 0; i < count; ++i) {

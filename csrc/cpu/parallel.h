@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "errors.h"
+#include "float_environment.h"
 #include "isa.h"
 
 namespace hypersimplex {
@@ -28,11 +29,19 @@ static void parallel_for(int64_t count, int threads, const Body& body, int64_t b
     }
   };
   if (count <= threads) {
-#pragma omp parallel for schedule(static, 1) num_threads(int(count))
-    for (int64_t i = 0; i < count; ++i) guarded(i);
+#pragma omp parallel num_threads(int(count))
+    {
+      const cpu::FloatEnvironment environment;
+#pragma omp for schedule(static, 1) nowait
+      for (int64_t i = 0; i < count; ++i) guarded(i);
+    }
   } else {
-#pragma omp parallel for schedule(dynamic, batch) num_threads(threads)
-    for (int64_t i = 0; i < count; ++i) guarded(i);
+#pragma omp parallel num_threads(threads)
+    {
+      const cpu::FloatEnvironment environment;
+#pragma omp for schedule(dynamic, batch) nowait
+      for (int64_t i = 0; i < count; ++i) guarded(i);
+    }
   }
   error.raise();
 }

@@ -37,8 +37,8 @@ class RowSearch {
     const V origin = V{} + x[0];
     V sum[kVectors<T>] = {}, squares[kVectors<T>] = {}, low[kVectors<T>], high[kVectors<T>];
     for (int i = 0; i < kVectors<T>; ++i) low[i] = high[i] = origin;
-    LaneMoments<T> moments;
-    moments.clear(kGroup);
+    alignas(64) double sums[kGroup] = {}, sums_of_squares[kGroup] = {};
+    T least = x[0], most = x[0];
     vectors_.for_each(
         [&](int i, int64_t j, const auto& fresh) {
           const V v = load_vector(x + j), e = where(fresh(equal(origin, origin)), v - origin);
@@ -47,14 +47,18 @@ class RowSearch {
           low[i] = either(greater(low[i], v), v, low[i]);
           high[i] = either(greater(v, high[i]), v, high[i]);
         },
-        [&] { flush_run(sum, moments.sums.b), flush_run(squares, moments.sums.c); });
-    memcpy(moments.range.low, low, sizeof low);
-    memcpy(moments.range.high, high, sizeof high);
-    moments.fold(kGroup, 1);
-    const double mean = moments.sums.b[0] / count_, variance = moments.sums.c[0] / count_ - mean * mean;
+        [&] { flush_run(sum, sums), flush_run(squares, sums_of_squares); });
+    for (int i = 0; i < kVectors<T>; ++i) {
+      for (int l = 0; l < kVectorLanes<T>; ++l) {
+        least = low[i][l] < least ? low[i][l] : least;
+        most = high[i][l] > most ? high[i][l] : most;
+      }
+    }
+    LaneSums::fold(sums, kGroup, 1);
+    LaneSums::fold(sums_of_squares, kGroup, 1);
+    const double mean = sums[0] / count_, variance = sums_of_squares[0] / count_ - mean * mean;
     if (mean - mean != 0) return false;
-    search_.start(mass_, tau, count_, 0, moments.range.low[0], moments.range.high[0], double(x[0]) + mean,
-                  variance > 0 ? variance : 0, quantile_);
+    search_.start(mass_, tau, count_, 0, least, most, double(x[0]) + mean, variance > 0 ? variance : 0, quantile_);
     return true;
   }
 
@@ -63,8 +67,7 @@ class RowSearch {
     const V floor = V{} + active_floor<T>(t), ceiling = V{} + active_ceiling<T>(t, search_.tau), p = V{} + T(t.p);
     V part[kVectors<T>] = {};
     Counts<T> above[kVectors<T>] = {}, active[kVectors<T>] = {};
-    LaneSums sums;
-    sums.clear(kGroup);
+    alignas(64) double g[kGroup] = {}, slope[kGroup] = {}, rest[kGroup] = {};
     vectors_.for_each(
         [&](int i, int64_t j, const auto& fresh) {
           const V v = load_vector(x + j);
@@ -73,11 +76,11 @@ class RowSearch {
           active[i] = counted(is_active, active[i]);
           part[i] = added(is_active, part[i], v - p);
         },
-        [&] { flush_run(part, sums.c); });
-    flush_vectors(above, sums.a);
-    flush_vectors(active, sums.b);
-    sums.fold(kGroup, 1);
-    return {sums.a[0], sums.a[0] - sums.b[0], sums.c[0]};
+        [&] { flush_run(part, rest); });
+    flush_vectors(above, g);
+    flush_vectors(active, slope);
+    for (double* lanes : {g, slope, rest}) LaneSums::fold(lanes, kGroup, 1);
+    return {g[0], g[0] - slope[0], rest[0]};
   }
 
   static void flush_run(V (&part)[kVectors<T>], double* sums) {

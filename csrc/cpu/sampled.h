@@ -60,7 +60,7 @@ class Undecided {
       if (out.capacity_ == 0) out.reserve(expected / threads + kBlock, bracket.open());
       out.decided = {};
       for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-        alignas(64) T buffer[kBlock];
+        const ScratchArray<T> buffer(kBlock);
         out.add(entries(step, steps, buffer).at, step * plan.width, steps * plan.width, bracket);
         visit(step, steps);
       });
@@ -140,7 +140,8 @@ class Undecided {
     struct Hit {
       int64_t at;
       unsigned lanes;
-    } hits[kBlock / kGroup + 1];
+    };
+    const ScratchArray<Hit> hits(kBlock / kGroup + 1);
     alignas(64) T floors[kGroup];
     for (int l = 0; l < kGroup; ++l) floors[l] = floor;
     int found = 0;
@@ -196,7 +197,7 @@ class Sample {
   template <class Entries>
   Sample(const Plan& plan, const Entries& entries) : size_(size_of(plan.n)), list_(size_) {
     constexpr int kTogether = 16;  // groups that are waited for together
-    alignas(64) T buffer[kTogether * kWide];
+    const ScratchArray<T> buffer(kTogether * kWide);
     const T *group[kTogether], *const head = entries(0, 1, buffer).at;
     const bool in_place = head != buffer;  // as all blocks are
     const int64_t groups = size_ / kGroup;

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "scratch.h"
 #include "vectors.h"
 
 namespace hypersimplex {

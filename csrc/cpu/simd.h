@@ -126,7 +126,6 @@ static inline int append(DoubleMask m, Vector<double> v, double* to) {
   store_vector<double>(_mm512_maskz_compress_pd(m, v), to);
   return __builtin_popcount(m);
 }
-constexpr bool kAppendsVectors = true;
 
 // Appends first + l for every lane l of the mask, likewise.
 static inline int append_places(FloatMask m, int32_t first, int32_t* to) {
@@ -206,13 +205,31 @@ static inline unsigned bits(M m) {
   return found;
 #endif
 }
+#if defined(__AVX2__) && defined(__BMI2__)
+// `ones` has a bit for each kept lane at the bottom of its bytes: the places of the 4-byte parts to keep, a byte each.
+static inline __m256i kept_parts(uint64_t ones, uint64_t filled) {
+  return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(_pext_u64(0x0706050403020100u, ones * filled))));
+}
+static inline int append(Counts<float> m, Vector<float> v, float* to) {
+  const unsigned kept = bits(m);
+  const __m256i parts = kept_parts(_pdep_u64(kept, 0x0101010101010101u), 0xff);
+  store_vector<float>(_mm256_permutevar8x32_ps(v, parts), to);
+  return __builtin_popcount(kept);
+}
+static inline int append(Counts<double> m, Vector<double> v, double* to) {
+  const unsigned kept = bits(m);
+  const __m256i parts = kept_parts(_pdep_u64(kept, 0x0001000100010001u), 0xffff);
+  store_vector<double>(Vector<double>(_mm256_permutevar8x32_epi32(__m256i(v), parts)), to);
+  return __builtin_popcount(kept);
+}
+#else
 template <class M, class V, class T>
 static inline int append(M m, V v, T* to) {
   int count = 0;
   for (unsigned kept = bits(m); kept != 0; kept &= kept - 1) to[count++] = v[__builtin_ctz(kept)];
   return count;
 }
-constexpr bool kAppendsVectors = false;  // one entry after the other
+#endif
 template <class M>
 static inline int append_places(M m, int32_t first, int32_t* to) {
   int count = 0;

@@ -17,7 +17,7 @@ namespace HYPERSIMPLEX_ISA {
 
 // `entries(step, steps, buffer)` gives a block of x as a View; entries that take no part are -inf in it.
 template <class T, class Entries>
-class PanelSolver {
+class PanelSolver {  // large: to be had as Scratch
  public:
   PanelSolver(const Panel& panel, int threads, const Entries& entries)
       : panel_(panel), plan_(panel.plan), threads_(threads), source_(entries), columns_(plan_.columns) {
@@ -97,7 +97,7 @@ class PanelSolver {
   template <class Accumulator, class Body>
   void sweep_entries(Accumulator& total, const Body& body) {
     sweep(plan_, threads_, total, [&](int64_t step, int64_t steps, Accumulator& out) {
-      alignas(64) T buffer[kBlock];
+      const ScratchArray<T> buffer(kBlock);
       View<const T> x = entries(step, steps, buffer);
       body(x.at, steps, x.stride, out, step < plan_.full_steps);
     });
@@ -117,9 +117,10 @@ class PanelSolver {
     return all;
   }
 
-  // The lanes from `first` on, kGroups groups of them or as many as there are, and moves `first` behind them.
+  // The lanes from `first` on, kGroups groups of them or as many as there are, and moves `first` behind them. Not
+  // inlined, so that its frame does not add to those of what comes after.
   template <int kGroups>
-  bool solve_groups(int& first, const PerVector& k, const PerVector& tau, double* p, double* d) {
+  __attribute__((noinline)) bool solve_groups(int& first, const PerVector& k, const PerVector& tau, double* p, double* d) {
     if constexpr (kGroups > 1) {
       if (plan_.width - first < kGroups * kGroup) return solve_groups<kGroups / 2>(first, k, tau, p, d);
     }
@@ -158,7 +159,7 @@ class PanelSolver {
     const double size = double(Sample<T>::size_of(plan_.n)), share = size * (mass / double(plan_.n));
     const double slack = kDeviations * sqrt(share * (1 - share / size)) + 3;
     const bool tops = share <= slack;
-    if (!(tops || (kAppendsVectors && plan_.n >= kSampled)) || share + slack >= size) return false;
+    if (!(tops || plan_.n >= kSampled) || share + slack >= size) return false;
     auto read = [&](int64_t step, int64_t steps, T* buffer) { return entries(step, steps, buffer); };
     const Sample<T> sample(plan_, read);
     const Pair lo = sampled_root(sample, share + slack, temperature);
@@ -176,18 +177,19 @@ class PanelSolver {
     undecided_.pad();
     const Plan plan = plan_.with_length(undecided_.length());
     const Panel panel(plan, panel_.index);
-    PanelSolver<T, Undecided<T>> rest(panel, 1, undecided_);
-    if (!tops) return rest.solve_between(bracket, undecided_, mass, temperature, p, d);
-    tops_ = rest.mass_above(lo, temperature) > mass;
-    if (tops_) rest.solve(k, tau, p, d);
+    const Scratch<PanelSolver<T, Undecided<T>>> rest(panel, 1, undecided_);
+    if (!tops) return rest->solve_between(bracket, undecided_, mass, temperature, p, d);
+    tops_ = rest->mass_above(lo, temperature) > mass;
+    if (tops_) rest->solve(k, tau, p, d);
     return tops_;
   }
 
   // The threshold at which the sample has this mass.
   Pair sampled_root(const Sample<T>& sample, double mass, double tau) const {
     const Plan plan = plan_.with_length(sample.size());
+    const Panel panel(plan, panel_.index);
     Pair t;
-    PanelSolver<T, Sample<T>>(Panel(plan, panel_.index), 1, sample).solve({nullptr, mass}, {nullptr, tau}, &t.p, &t.d);
+    Scratch<PanelSolver<T, Sample<T>>>(panel, 1, sample)->solve({nullptr, mass}, {nullptr, tau}, &t.p, &t.d);
     return t;
   }
 
@@ -197,7 +199,8 @@ class PanelSolver {
     View<const T> head = entries(0, 1, first);
     for (int c = 0; c < columns_; ++c) shift[c] = head.at[c] - head.at[c] == 0 ? head.at[c] : T(0);
     repeat(shift, plan_.width, columns_);
-    LaneMoments<T> moments;
+    const Scratch<LaneMoments<T>> swept;
+    LaneMoments<T>& moments = *swept;
     bool all_finite = true;
     for (bool checked : {false, true}) {
       sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out, bool full) {
@@ -211,9 +214,9 @@ class PanelSolver {
       if (finite) break;
     }
     for (int c = 0; c < panel_.live; ++c) all_finite &= moments.sums.a[c] == double(plan_.n);
-    LaneSums special;  // a = #{+inf}, b = #{not nan}, the padding's entries among them
+    const Scratch<LaneSums> special;  // a = #{+inf}, b = #{not nan}, the padding's entries among them
     if (!all_finite)
-      sweep_entries(special, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
+      sweep_entries(*special, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
         sweep_special(x, steps, stride, plan_.width, out);
       });
     double entries_swept = double(plan_.steps * plan_.entries_per_step());
@@ -226,10 +229,10 @@ class PanelSolver {
       if (c >= panel_.live || solved_[c]) continue;
       int64_t v = panel_.vector(c);
       double mass = at(k, v), temperature = at(tau, v), count = moments.sums.a[c];
-      double infinite = all_finite ? 0 : special.a[c];
+      double infinite = all_finite ? 0 : special->a[c];
       p[c] = d[c] = 0;
       bool valid = mass >= 0 && mass <= double(plan_.n) && temperature > 0 && temperature < HUGE_VAL;
-      if (!valid || (!all_finite && special.b[c] < entries_swept)) {
+      if (!valid || (!all_finite && special->b[c] < entries_swept)) {
         p[c] = NAN;
       } else if (infinite >= mass) {
         p[c] = HUGE_VAL;
@@ -271,23 +274,23 @@ class PanelSolver {
 
   // One vector's counts and sum at t.
   Sweep evaluate(Pair t, double tau) {
-    LaneSums sums;
+    const Scratch<LaneSums> sums;
     thresholds_.set(0, t);
     thresholds_.tau[0] = tau;
     set_lanes(lanes_, thresholds_, plan_.width, columns_);
-    sweep_thresholds(sums);
-    return result(sums, 0);
+    sweep_thresholds(*sums);
+    return result(*sums, 0);
   }
 
   void step(double* p, double* d) {
-    LaneSums sums;
+    const Scratch<LaneSums> sums;
     set_lanes(lanes_, thresholds_, plan_.width, columns_);
-    sweep_thresholds(sums);
+    sweep_thresholds(*sums);
     bool flat = false;
     for (int c = 0; c < columns_; ++c) {
       if (!searching_at_[c]) continue;
       Search<T>& search = search_[c];
-      search.step(result(sums, c));
+      search.step(result(*sums, c));
       thresholds_.set(c, search.t);
       flat |= search.flat != 0;
       if (search.status != SearchStatus::kSearching) settle(c, p, d);
@@ -303,12 +306,12 @@ class PanelSolver {
       bool leaves = searching_at_[c] && search.flat != 0;
       floor[c] = leaves ? active_floor<T>(search.flat < 0 ? search.hi : search.lo) : T(0);
     }
-    LaneRange<T> range;
-    sweep_edges(floor, range);
+    const Scratch<LaneRange<T>> range;
+    sweep_edges(floor, *range);
     for (int c = 0; c < columns_; ++c) {
       Search<T>& search = search_[c];
       if (!searching_at_[c] || search.flat == 0) continue;
-      search.jump(range.high[c], range.low[c]);
+      search.jump(range->high[c], range->low[c]);
       thresholds_.set(c, search.t);
     }
   }
@@ -337,7 +340,7 @@ class PanelSolver {
       double infinite = 0;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         for_each_block(plan_, chunk, [&](int64_t s, int64_t steps) {
-          alignas(64) T buffer[kBlock];
+          const ScratchArray<T> buffer(kBlock);
           View<const T> x = entries(s, steps, buffer);
           for (int64_t i = 0; i < steps; ++i) {
             for (int l = c; l < plan_.width; l += columns_) {
@@ -362,11 +365,11 @@ class PanelSolver {
     for (int c = 0; c < columns_; ++c)
       if (c < panel_.live && search_[c].status == SearchStatus::kGapBelow)
         lanes_.floor[c] = from_ordered<T>(to_ordered(lanes_.ceiling[c]) - 1);
-    LaneRange<T> range;
-    sweep_edges(lanes_.floor, range);
+    const Scratch<LaneRange<T>> range;
+    sweep_edges(lanes_.floor, *range);
     for (int c = 0; c < panel_.live; ++c) {
       if (search_[c].status != SearchStatus::kGapBelow && search_[c].status != SearchStatus::kGapAbove) continue;
-      Pair t = gap_middle<T>(range.high[c], range.low[c], search_[c].tau);
+      Pair t = gap_middle<T>(range->high[c], range->low[c], search_[c].tau);
       p[c] = t.p;
       d[c] = t.d;
     }
@@ -398,7 +401,8 @@ template <class T>
 static void solve_tail(const Panel& panel, const Tail<T>& tail, const PerVector& k, const PerVector& tau, double* p,
                        double* d) {
   const Plan plan = panel.plan.with_length(tail.length());
-  PanelSolver<T, Tail<T>>(Panel(plan, panel.index), 1, tail).solve(k, tau, p, d);
+  const Panel tops(plan, panel.index);
+  Scratch<PanelSolver<T, Tail<T>>>(tops, 1, tail)->solve(k, tau, p, d);
 }
 
 }  // namespace HYPERSIMPLEX_ISA

@@ -38,7 +38,7 @@ class Tail {
   template <class Entries>
   void collect(const Plan& plan, int64_t chunk, const Entries& entries) {
     for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-      alignas(64) T buffer[kBlock];
+      const ScratchArray<T> buffer(kBlock);
       if (open_) open_ = collect(entries(step, steps, buffer), step, steps);
     });
   }
@@ -96,7 +96,8 @@ class Tail {
       int64_t step;
       int group;
       unsigned lanes;
-    } hits[kBlock / kGroup + 1];
+    };
+    const ScratchArray<Hit> hits(kBlock / kGroup + 1);
     int found = 0;
     for (int64_t s = 0; s < steps; ++s) {
       for (int g = 0; g < width_; g += kGroup) {

@@ -50,7 +50,7 @@ void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, cons
       mass[r] = at(args.k, first + r);
       tau[r] = at(args.tau, first + r);
     }
-    TopRows<T>().solve(x, plan.n, live, mass, tau, p, d, solved);
+    Scratch<TopRows<T>>()->solve(x, plan.n, live, mass, tau, p, d, solved);
     RowSearch<T> search(plan.n);
     for (int r = 0; r < live; ++r) {
       if (!solved[r]) solved[r] = search.solve(x[r], mass[r], tau[r], p + r, d + r);
@@ -72,29 +72,30 @@ void project(const ThresholdArgs& args, int threads) {
     auto entries = [&](int64_t step, int64_t steps, T* buffer) {
       return fetch(panel, x, step, steps, -T(HUGE_VAL), buffer);
     };
-    PanelSolver<T, decltype(entries)> solver(panel, inner_threads, entries);
+    const Scratch<PanelSolver<T, decltype(entries)>> solver(panel, inner_threads, entries);
     const Roots roots(args.state, panel.vector(0));
     double *const p = roots.p, *d = roots.d;
     if (!args.y) {
-      solver.solve(args.k, args.tau, p, d);
+      solver->solve(args.k, args.tau, p, d);
       return;
     }
     Operand<In> y(static_cast<In*>(args.y), args.y_strides, panel);
-    solver.solve(args.k, args.tau, p, d, [&](int64_t step, int64_t steps) { clear(panel, y, step, steps); });
-    Lanes<T> lanes;
+    solver->solve(args.k, args.tau, p, d, [&](int64_t step, int64_t steps) { clear(panel, y, step, steps); });
+    const Scratch<Lanes<T>> projection;
+    Lanes<T>& lanes = *projection;
     set_projection(lanes, panel, p, d, args.tau);
-    if (const Undecided<T>* tops = solver.tops()) {
+    if (const Undecided<T>* tops = solver->tops()) {
       tops->for_each([&](int64_t j, T e) {
         const T value = clip01(((e - lanes.p[0]) - lanes.d[0]) * lanes.rate[0]);
         if (value > 0) store(value, *y.entry(plan.shape, 0, j));
       });
     } else {
       for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
-        alignas(64) T in_buffer[kBlock], out_buffer[kBlock];
-        View<const T> in = solver.entries(step, steps, in_buffer);
-        View<T> out = destination(panel, y, step, steps, out_buffer);
+        const ScratchArray<T> in_buffer(kBlock), out_buffer(kBlock);
+        View<const T> in = solver->entries(step, steps, in_buffer);
+        View<T> out = destination<In, T>(panel, y, step, steps, out_buffer);
         sweep_project(in.at, steps, in.stride, plan.width, lanes, out.at, out.stride);
-        deliver(panel, y, step, steps, out, out_buffer);
+        deliver<In, T>(panel, y, step, steps, out, out_buffer);
       });
     }
     if (all_regular<T>(p, args.tau, panel.vector(0), panel.live)) return;
