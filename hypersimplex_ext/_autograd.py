@@ -24,6 +24,7 @@ from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
+from torch.fx.experimental import symbolic_shapes
 
 from . import _ops, _order_ops, reference
 
@@ -52,13 +53,13 @@ def _inside_derivative() -> bool:
     return any(interpreter.key() in derivatives for interpreter in retrieve_all_functorch_interpreters())
 
 
-def symbolic(value: object) -> bool:
+def symbolic(value: Any) -> bool:
     """Whether torch.compile is tracing, and this float may be another one in the next call."""
-    if not (torch.compiler.is_compiling() and isinstance(value, float)):
-        return False
-    from torch.fx.experimental import symbolic_shapes
+    traced = torch.compiler.is_compiling() and isinstance(value, float)
+    return traced and _STATIC_VALUES_ARE_TOLD and not symbolic_shapes.has_static_value(value)
 
-    return not symbolic_shapes.has_static_value(value)
+
+_STATIC_VALUES_ARE_TOLD = hasattr(symbolic_shapes, "has_static_value")  # not by PyTorch 2.6
 
 
 def steady(value: Any, like: Tensor) -> Any:

@@ -241,7 +241,8 @@ def _first(values: Tensor, chosen: Tensor) -> Any:
     if values.device.type != "cpu" or tracing():
         return None
     try:
-        return next(iter(values.detach()[chosen].tolist()), None)
+        found = values.detach()[chosen]
+        return found[0].item() if found.numel() else None
     except RuntimeError:  # of vmap, where a number of entries may depend on no data
         return None
 
