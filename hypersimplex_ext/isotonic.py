@@ -7,6 +7,7 @@ The projection onto the hypersimplex is the case w = (1, ..., 1, 0, ..., 0) of `
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -151,7 +152,12 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         tau = _checks.per_vector("tau", tau, input, shape, f"the shape of input without dimension {dim}")
         tau = torch.where((tau > 0) & (tau < math.inf), tau, math.nan)
         input, tau = input / tau.unsqueeze(dim).to(input.dtype), 1.0
-    return _isotonic.soft_rank(input, _descending(w, input, dim), 1 / _checks.temperature(tau), False, dim)
+    return _isotonic.soft_rank(input, _descending(w, input, dim), _inverse(_checks.temperature(tau)), False, dim)
+
+
+def _inverse(strength: float) -> float:
+    """1 / strength, finite."""
+    return min(1 / strength, sys.float_info.max)
 
 
 def _descending(w: Tensor, input: Tensor, dim: int) -> Tensor:
@@ -213,7 +219,7 @@ def soft_rank(
         tensor([2.5833, 1.5833, 1.8333])
     """
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
-    return _isotonic.soft_rank(values, None, (-1 if descending else 1) / strength, kl, dim)
+    return _isotonic.soft_rank(values, None, (-1 if descending else 1) * _inverse(strength), kl, dim)
 
 
 def soft_sort(
@@ -263,7 +269,7 @@ def soft_sort(
         tensor([1.6667, 2.6667, 3.6667])
     """
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
-    return _isotonic.soft_sort(values, 1 / strength, 1.0 if descending else -1.0, kl, dim)
+    return _isotonic.soft_sort(values, _inverse(strength), 1.0 if descending else -1.0, kl, dim)
 
 
 def _soft(values: Tensor, regularization: str, strength: float, dim: int) -> tuple[Tensor, float, bool, int]:

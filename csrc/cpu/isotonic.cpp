@@ -6,7 +6,7 @@
 
 #include "isa_launchers.h"
 #include "isotonic_pool.h"
-#include "segments.h"
+#include "isotonic_terms.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -14,45 +14,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-// One term of a vector.
-template <class In>
-struct Term {
-  const In* row;
-  double scale;
-  bool logarithm;
-  int64_t n;
-  const double* table;  // all of the term, then exponentials(), where the vectors have it in common; or null
-
-  void evaluate(int64_t begin, int64_t count, double* out) const {
-    if (table) {
-      std::copy(table + begin, table + begin + count, out);
-      return;
-    }
-    if (row)
-      for (int64_t j = 0; j < count; ++j) out[j] = scale * double(load(row[begin + j]));
-    else if (scale == 0)
-      std::fill(out, out + count, 0.0);
-    else
-      for (int32_t j = 0; j < int32_t(count); ++j) out[j] = scale * (double(n - begin) - double(j));
-    if (logarithm)
-      for (int64_t j = 0; j < count; ++j) out[j] = std::log(out[j]);
-  }
-  double at(int64_t j) const {
-    double element;
-    evaluate(j, 1, &element);
-    return element;
-  }
-  // Of the elements, relative to `reference`, the first one.
-  void exponentials(int64_t begin, int64_t count, double reference, double* out) const {
-    if (table) {
-      std::copy(table + n + begin, table + n + begin + count, out);
-      return;
-    }
-    evaluate(begin, count, out);
-    for (int64_t j = 0; j < count; ++j) out[j] = exponential(out[j] - reference);
-  }
-};
 
 constexpr double kNarrow = 600;  // how far exponentials may go below the first: exp(-600) leaves room for quotients
 
@@ -228,15 +189,16 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
     uint8_t starts[kSegment] = {};
     vector.a.evaluate(begin, count, a);
     vector.b.evaluate(begin, count, b);
+    const bool primal = vector.result != IsotonicResult::kRegression;
     for (int64_t j = 0; j < count; ++j) {
-      v[j] = a[j] - b[j];
+      v[j] = primal ? b[j] : a[j] - b[j];  // what an element has that is a block by itself
       starts[j] = 1;
     }
     if (vector.share) std::fill(&share[0], &share[count], 1.0);
     auto write = [&](const Block& block) {
       const int64_t first = std::max(block.start - begin, int64_t(0)), last = std::min(block.end - begin, count);
       const double value = vector.level(block);
-      for (int64_t j = first; j < last; ++j) v[j] = value, starts[j] = 0;
+      for (int64_t j = first; j < last; ++j) v[j] = primal ? a[j] - value : value, starts[j] = 0;
       if (block.start >= begin) starts[first] = 1;
       if (vector.share)
         for (int64_t j = first; j < last; ++j) share[j] = vector.share_of(block, b[j], vector.b_first);
@@ -247,8 +209,6 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
       if (chunk.blocks[next].end > begin + count) break;  // goes on in the next segment
     }
     pack_blocks(starts, count, vector.blocks + begin / kBlockBits);
-    if (vector.result != IsotonicResult::kRegression)
-      for (int64_t j = 0; j < count; ++j) v[j] = a[j] - v[j];
     if (vector.result == IsotonicResult::kExpPrimal)
       for (int64_t j = 0; j < count; ++j) v[j] = exponential(v[j]);
     if (vector.scale != 1)
@@ -306,16 +266,18 @@ void regress(const Vector<In>& vector, Arena arena, int threads) {
   });
 }
 
-// The term in doubles and its exponentials, where it is the same for all vectors.
+// The term in doubles and its exponentials, where it is the same for all vectors; from_first: relative to its first
+// entry.
 template <class In>
-std::unique_ptr<double[]> common_table(const IsotonicTerm& term, const Shape& shape, int threads) {
+std::unique_ptr<double[]> common_table(const IsotonicTerm& term, const Shape& shape, bool from_first, int threads) {
   const Tensor<const In> tensor{static_cast<const In*>(term.data), term.strides};
   const bool common = !term.data || ((shape.outer == 1 || term.strides.outer == 0) &&
                                      (shape.inner == 1 || term.strides.inner == 0) && tensor.adjacent(shape));
   const int64_t n = shape.n1 * shape.n2;
   if (!common || n == 0) return nullptr;
   std::unique_ptr<double[]> table(new double[2 * size_t(n)]);
-  const Term<In> evaluated{tensor.data, term.scale, term.logarithm, n, nullptr};
+  Term<In> evaluated{tensor.data, term.scale, term.logarithm, n, nullptr};
+  if (from_first) evaluated.origin = evaluated.entry(0);
   const double reference = evaluated.at(0);
   parallel_for(chunks_of(n), threads, [&](int64_t chunk) {
     for_each_segment(n, chunk, [&](int64_t begin, int64_t count) {
@@ -331,10 +293,11 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
   const Shape& shape = args.shape;
   const bool entropic = args.divergence == Divergence::kKL;
   std::unique_ptr<double[]> a_table, b_table;
-  if (entropic || args.a.logarithm) a_table = common_table<In>(args.a, shape, threads);
-  if (entropic || args.b.logarithm) b_table = common_table<In>(args.b, shape, threads);
-  const Tensor<const In> a{a_table ? nullptr : static_cast<const In*>(args.a.data), args.a.strides};
-  const Tensor<const In> b{b_table ? nullptr : static_cast<const In*>(args.b.data), args.b.strides};
+  if (entropic || args.a.logarithm)
+    a_table = common_table<In>(args.a, shape, args.result != IsotonicResult::kRegression, threads);
+  if (entropic || args.b.logarithm) b_table = common_table<In>(args.b, shape, false, threads);
+  const Tensor<const In> a{static_cast<const In*>(args.a.data), args.a.strides};
+  const Tensor<const In> b{static_cast<const In*>(args.b.data), args.b.strides};
   const Tensor<const In> weight{static_cast<const In*>(args.weight), args.weight_strides};
   const Tensor<const int32_t> order{args.order, args.order_strides};
   const Tensor<In> out{static_cast<In*>(args.out), args.out_strides};
@@ -361,6 +324,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
     b_rows.load();
     weights.load();
     orders.load();
+    std::unique_ptr<double[]> narrowed_a;
     for (int64_t i = 0; i < live; ++i) {
       const NearRow<In> row(outs[i], near_row, near);
       Vector<In> vector{n,
@@ -375,10 +339,15 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
                         shares[i],
                         args.blocks + (first + i) * block_words(n),
                         entropic};
+      const bool primal = args.result != IsotonicResult::kRegression;
+      if (primal) vector.a.origin = vector.a.entry(0);
+      const bool wide = primal && is_wide(vector.a, vector.b, entropic);
+      if (wide) vector.a.table = (narrowed_a = narrowed(vector.a, vector.b, entropic)).get();
       if (entropic && !vector.narrow())
         regress<LogBlock>(vector, Arena{memory}, bundles.within);
       else
         regress<MeanBlock>(vector, Arena{memory}, bundles.within);
+      if (wide) write_by_differences(vector);
       row.store();
     }
     outs.store();
