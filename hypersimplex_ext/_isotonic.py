@@ -48,9 +48,9 @@ def soft_rank(x: Tensor, w: Tensor | None, scale: float, kl: bool, dim: int) -> 
     return y
 
 
-def soft_sort(x: Tensor, scale: float, sign: float, kl: bool, dim: int) -> Tensor:
-    """Project the ranks n, ..., 1, times scale, onto the permutahedron of sign * x, times sign."""
-    y: Tensor = _SOFT_SORT(x, scale, sign, kl, dim)[0]
+def soft_sort(x: Tensor, z: Tensor | None, scale: float, sign: float, kl: bool, dim: int) -> Tensor:
+    """Project scale * z, which descends, or the ranks n, ..., 1 onto the permutahedron of sign * x, times sign."""
+    y: Tensor = _SOFT_SORT(x, z, scale, sign, kl, dim)[0]
     return y
 
 
@@ -224,29 +224,24 @@ class _SoftRank(Function):
         ctx.set_materialize_grads(False)  # no zeros as long as the order
         return y if kl else None, order, blocks
 
-    @staticmethod
-    def residual(ctx: Any, v: Tensor) -> Tensor:
-        """The Jacobian in x, which is symmetric, times v."""
-        weight, order, blocks = ctx.saved_tensors
-        return product(ops.Product(v, weight, order, blocks, ops.RESIDUAL, ctx.dim, True, True, True, ctx.scale))
-
+    # The Jacobian in x is symmetric. Saved tensors are unpacked once, as checkpointing allows no more.
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
-        _, order, blocks = ctx.saved_tensors
-        grad_x = grad_w = None
         if grad is None:
             return (None,) * 5
-        if ctx.needs_input_grad[0]:
-            grad_x = _SoftRank.residual(ctx, grad)
-        if ctx.needs_input_grad[1]:
-            grad_w = product(ops.Product(grad, None, order, blocks, ops.MEAN, ctx.dim, v_ordered=True))
-        return grad_x, grad_w, None, None, None
+        weight, order, blocks = ctx.saved_tensors
+        in_x = ops.Product(grad, weight, order, blocks, ops.RESIDUAL, ctx.dim, True, True, True, ctx.scale)
+        in_w = ops.Product(grad, None, order, blocks, ops.MEAN, ctx.dim, v_ordered=True)
+        needs_x, needs_w, *_others = ctx.needs_input_grad
+        return product(in_x) if needs_x else None, product(in_w) if needs_w else None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, x: Tensor | None, w: Tensor | None, *_: Any) -> Any:
-        out = None if x is None else _SoftRank.residual(ctx, x)
+        weight, order, blocks = ctx.saved_tensors
+        out = None
+        if x is not None:
+            out = product(ops.Product(x, weight, order, blocks, ops.RESIDUAL, ctx.dim, True, True, True, ctx.scale))
         if w is not None:
-            _, order, blocks = ctx.saved_tensors
             by_w = product(ops.Product(w, None, order, blocks, ops.MEAN, ctx.dim, out_ordered=True))
             out = by_w if out is None else out + by_w
         return out, None, None
@@ -257,9 +252,9 @@ class _SoftRank(Function):
 
 class _SoftSort(Function):
     @staticmethod
-    def evaluate(x: Tensor, scale: float, sign: float, kl: bool, dim: int) -> Any:
+    def evaluate(x: Tensor, z: Tensor | None, scale: float, sign: float, kl: bool, dim: int) -> Any:
         s, order = ops.sort(x, sign > 0, False, dim)
-        r = ops.Regression(dim, None, scale, s, sign, result=ops.PRIMAL, scale=sign)
+        r = ops.Regression(dim, z, scale, s, sign, result=ops.PRIMAL, scale=sign)
         if kl:
             r = r._replace(divergence=ops.KL, wants_share=True)
         y, share, blocks = ops.isotonic(*r)
@@ -269,7 +264,7 @@ class _SoftSort(Function):
     def keep(
         ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
     ) -> tuple[Tensor | None, ...]:
-        _, _, ctx.sign, kl, ctx.dim = inputs
+        _, _, _, ctx.sign, kl, ctx.dim = inputs
         _, share, order, blocks = output
         ctx.mark_non_differentiable(order, blocks, *(() if kl else (share,)))
         ctx.set_materialize_grads(False)
@@ -285,7 +280,7 @@ class _SoftSort(Function):
         if share is not None and share_grad is not None:
             p = ops.Product(share_grad, share, order, blocks, ops.RESIDUAL, ctx.dim, out_ordered=True, scale=ctx.sign)
             grad_x = product(p) if grad_x is None else grad_x + product(p)
-        return grad_x, None, None, None, None
+        return grad_x, *(None,) * 5
 
     @staticmethod
     def tangent(ctx: Any, x: Tensor, *_: Any) -> Any:
@@ -305,5 +300,6 @@ _SOFT_RANK = operator(
 )
 _SOFT_SORT = operator(
     _SoftSort,
-    schema="soft_sort(Tensor x, float scale, float sign, bool kl, int dim) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="soft_sort(Tensor x, Tensor? z, float scale, float sign, bool kl, int dim)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )

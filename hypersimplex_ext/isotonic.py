@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _checks, _isotonic, _layout
+from . import _checks, _isotonic, _layout, reference
+from ._autograd import steady
 from .functional import _autocast
 
 __all__ = ["isotonic_regression", "project_permutahedron", "soft_rank", "soft_sort", "sort"]
@@ -20,7 +22,7 @@ __all__ = ["isotonic_regression", "project_permutahedron", "soft_rank", "soft_so
 REGULARIZATIONS = {"l2": 0, "kl": 1}
 
 
-def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> tuple[Tensor, Tensor]:
+def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> torch.return_types.sort:
     """Sort along a dimension, stably, with gradients for the values.
 
     The order is that of `torch.sort`: nan is greater than every number, so nans come last in ascending and first in
@@ -32,7 +34,7 @@ def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> tuple[Ten
         descending: Largest first.
 
     Returns:
-        (values, indices) in the shape of `input`; indices are int64.
+        (values, indices), named as those of `torch.sort`, in the shape of `input`; indices are int64.
 
     Raises:
         TypeError: `input` is not of a floating-point dtype above.
@@ -44,11 +46,11 @@ def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> tuple[Ten
         values, indices = torch.sort(input, dim=dim, descending=descending, stable=True)
 
     Example:
-        >>> sort(torch.tensor([0.3, 0.1, 0.2]), descending=True)[1]
+        >>> sort(torch.tensor([0.3, 0.1, 0.2]), descending=True).indices
         tensor([0, 2, 1])
     """
     _checks.logits(input)
-    return _isotonic.sort(input, descending, _checks.dimension(dim, input.ndim))
+    return torch.return_types.sort(_isotonic.sort(input, descending, _checks.dimension(dim, input.ndim)))
 
 
 def isotonic_regression(
@@ -72,7 +74,8 @@ def isotonic_regression(
     Args:
         input: y, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64. Sums
             are in float64. Under autocast, halves are taken as float32.
-        weight: w, positive, a real tensor that broadcasts to the shape of `input`; None for equal weights.
+        weight: w, positive, a real tensor that broadcasts to the shape of `input`; None for equal weights. Floats are
+            used as wide as they come, integers as float64.
         dim: The dimension of the sequence.
         increasing: Non-decreasing; else non-increasing.
         lower: l, a number, or None for none.
@@ -83,8 +86,9 @@ def isotonic_regression(
 
     Raises:
         TypeError: `input` is not of a floating-point dtype above, `weight` is no real tensor, a bound is no number.
-        ValueError: A shape does not broadcast, `lower` is greater than `upper`, or a weight is not in (0, inf). Weights
-            on another device than the CPU are not looked into: a vector with one out of range becomes nan.
+        ValueError: A shape does not broadcast, `lower` is greater than `upper` or one of them nan, or a weight is not
+            in (0, inf). Weights on another device than the CPU are not looked into: a vector with one out of range
+            becomes nan.
         IndexError: `dim` is out of range.
 
     Equivalent to (one vector)::
@@ -98,14 +102,27 @@ def isotonic_regression(
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     input = _autocast(input)
+    dtype = input.dtype
     if weight is not None:
+        kind = _checks.tensor("weight", weight).dtype
+        input = input.to(torch.promote_types(dtype, kind if kind.is_floating_point else torch.float64))
         weight = _checks.broadcast("weight", weight, input).expand(input.shape)
-    lower = None if lower is None else _checks.number("lower", lower)
-    upper = None if upper is None else _checks.number("upper", upper)
-    if lower is not None and upper is not None and not lower <= upper:
+    low, high = _bound("lower", lower, dtype), _bound("upper", upper, dtype)
+    if low is not None and high is not None and low > high:
         raise ValueError(f"lower must not be greater than upper, got {lower} and {upper}")
-    v = _isotonic.regression(input, weight, increasing, dim)
-    return v if lower is None and upper is None else v.clamp(lower, upper)
+    v = _isotonic.regression(input, weight, increasing, dim).to(dtype)
+    return v if low is None and high is None else v.clamp(low, high)
+
+
+def _bound(name: str, bound: float | None, dtype: torch.dtype) -> float | None:
+    """The bound as `dtype` has it: a finite one stays finite."""
+    if bound is None:
+        return None
+    bound = _checks.number(name, bound)
+    if bound != bound:
+        raise ValueError(f"{name} must be a number or None, got nan")
+    largest = torch.finfo(dtype).max
+    return max(-largest, min(bound, largest)) if abs(bound) < math.inf else bound
 
 
 def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -147,11 +164,13 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     input = _autocast(input)
+    tau = steady(tau, input)
     if isinstance(tau, Tensor):
         shape = _layout.rest(input.shape, dim)
         tau = _checks.per_vector("tau", tau, input, shape, f"the shape of input without dimension {dim}")
-        tau = torch.where((tau > 0) & (tau < math.inf), tau, math.nan)
-        input, tau = input / tau.unsqueeze(dim).to(input.dtype), 1.0
+        tau = torch.where((tau > 0) & (tau < math.inf), tau, math.nan).unsqueeze(dim)
+        wide = input.to(tau.dtype) / tau
+        return _isotonic.soft_rank(wide, _descending(w, input, dim).to(tau.dtype), 1.0, False, dim).to(input.dtype)
     return _isotonic.soft_rank(input, _descending(w, input, dim), _inverse(_checks.temperature(tau)), False, dim)
 
 
@@ -179,6 +198,7 @@ def soft_rank(
     dim: int = -1,
     *,
     descending: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Differentiable ranks along a dimension, from 1 for the smallest entry to n for the largest.
 
@@ -198,13 +218,16 @@ def soft_rank(
         regularization_strength: epsilon, a number in (0, inf), in the units of `values`.
         dim: The dimension to rank along.
         descending: Rank 1 for the largest entry instead: the ranks of -x.
+        mask: Bool tensor that broadcasts to the shape of `values`; entries where it is False take no part: of m that
+            do, the ranks are 1 to m, those of the others 0 without gradient. Computed in float64.
 
     Returns:
-        Ranks with the shape and dtype of `values`. A nan or an infinity makes its vector nan.
+        Ranks with the shape and dtype of `values`; their sum is that of 1 to n. A nan or an infinity that takes part
+        makes its vector nan.
 
     Raises:
-        TypeError: `values` is not of a floating-point dtype above, or the strength is no number.
-        ValueError: The strength or the regularization is not among those allowed.
+        TypeError: `values` is not of a floating-point dtype above, the strength is no number, or `mask` is not bool.
+        ValueError: The strength or the regularization is not among those allowed, or a shape does not broadcast.
         IndexError: `dim` is out of range.
 
     Equivalent to (l2)::
@@ -219,7 +242,19 @@ def soft_rank(
         tensor([2.5833, 1.5833, 1.8333])
     """
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
-    return _isotonic.soft_rank(values, None, (-1 if descending else 1) * _inverse(strength), kl, dim)
+    x = values
+    if isinstance(strength, Tensor):
+        x, strength = x.to(strength.dtype) / strength, 1.0
+    scale = -_inverse(strength) if descending else _inverse(strength)
+    if mask is None:
+        return _isotonic.soft_rank(x, None, scale, kl, dim).to(values.dtype)
+    present = _checks.mask(mask, values)
+    x = x.to(reference.wide_dtype(x.device))
+    number, place = _numbered(present, x, dim)
+    limit = math.copysign(torch.finfo(x.dtype).max, -scale)  # behind everything else, and never pooled with it
+    x = torch.where(present, torch.where(x == limit, limit * (1 - torch.finfo(x.dtype).eps), x), limit)
+    ranks = _isotonic.soft_rank(x, (number - place).clamp(min=1), scale, kl, dim)
+    return torch.where(present, ranks, 0.0).to(values.dtype)
 
 
 def soft_sort(
@@ -229,6 +264,7 @@ def soft_sort(
     dim: int = -1,
     *,
     descending: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Differentiable sort along a dimension, in ascending order.
 
@@ -248,13 +284,16 @@ def soft_sort(
         regularization_strength: epsilon, a number in (0, inf), in one over the units of `values`.
         dim: The dimension to sort along.
         descending: In descending order instead, from the permutahedron of x.
+        mask: Bool tensor that broadcasts to the shape of `values`; entries where it is False take no part: the first m
+            results are those of the m entries that do, the others 0 without gradient. Computed in float64.
 
     Returns:
-        Values with the shape and dtype of `values`. A nan or an infinity makes its vector nan.
+        Values with the shape and dtype of `values`; their sum is the same. A nan or an infinity that takes part makes
+        its vector nan.
 
     Raises:
-        TypeError: `values` is not of a floating-point dtype above, or the strength is no number.
-        ValueError: The strength or the regularization is not among those allowed.
+        TypeError: `values` is not of a floating-point dtype above, the strength is no number, or `mask` is not bool.
+        ValueError: The strength or the regularization is not among those allowed, or a shape does not broadcast.
         IndexError: `dim` is out of range.
 
     Equivalent to (one vector, l2)::
@@ -269,12 +308,35 @@ def soft_sort(
         tensor([1.6667, 2.6667, 3.6667])
     """
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
-    return _isotonic.soft_sort(values, _inverse(strength), 1.0 if descending else -1.0, kl, dim)
+    sign = 1.0 if descending else -1.0
+    if values.numel() == 0 or (mask is None and not isinstance(strength, Tensor)):
+        return _isotonic.soft_sort(values, None, _inverse(strength), sign, kl, dim)
+    present = torch.ones_like(values, dtype=torch.bool) if mask is None else _checks.mask(mask, values)
+    x = values.to(reference.wide_dtype(values.device))
+    number, place = _numbered(present, x, dim)
+    z, scale = number - place, 1.0
+    if isinstance(strength, Tensor):
+        z = z / strength
+    else:
+        scale = _inverse(strength)
+    with torch.no_grad():  # what takes no part comes last, and far from the others in what is projected
+        last = torch.where(present, x, sign * math.inf)
+        last = last.amin(dim, keepdim=True) if descending else last.amax(dim, keepdim=True)
+        last = torch.nextafter(last, torch.full_like(last, -sign * math.inf))
+        z = torch.where(place < number, z, torch.finfo(x.dtype).min).expand(x.shape)
+    y = _isotonic.soft_sort(torch.where(present, x, last), z, scale, sign, kl, dim)
+    return torch.where(place < number, y, 0.0).to(values.dtype)
 
 
-def _soft(values: Tensor, regularization: str, strength: float, dim: int) -> tuple[Tensor, float, bool, int]:
-    """What soft_rank and soft_sort check alike: values, strength, whether entropic, dimension."""
+def _numbered(present: Tensor, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """How many entries take part in each vector, and the places 0, ..., n - 1, both in the dtype of `x`."""
+    place = torch.arange(x.shape[dim], dtype=x.dtype, device=x.device).view(-1, *(1,) * (x.ndim - 1 - dim))
+    return present.sum(dim, keepdim=True, dtype=x.dtype), place
+
+
+def _soft(values: Tensor, regularization: str, strength: float, dim: int) -> tuple[Tensor, Any, bool, int]:
+    """What soft_rank and soft_sort check alike: values, strength (see `steady`), whether entropic, dimension."""
     _checks.logits(values, "values")
     kl = _checks.choice("regularization", regularization, REGULARIZATIONS) == 1
     strength = _checks.temperature(strength, "regularization_strength", "a real number")
-    return _autocast(values), strength, kl, _checks.dimension(dim, values.ndim)
+    return _autocast(values), steady(strength, values), kl, _checks.dimension(dim, values.ndim)
