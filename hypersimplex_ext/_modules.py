@@ -20,7 +20,7 @@ from .functional import Proxy
 class Module(torch.nn.Module):
     """A module of which no conversion narrows the buffers: they move to any device, and only grow wider."""
 
-    def keep(self, name: str, value: Any, device: torch.device | str | None = None) -> None:
+    def _keep(self, name: str, value: Any, device: torch.device | str | None = None) -> None:
         """Keep a setting: a tensor as a buffer of the module's own, a parameter and what requires grad as it is."""
         if isinstance(value, torch.nn.Parameter) or not isinstance(value, Tensor):
             setattr(self, name, value)
@@ -36,7 +36,7 @@ class Module(torch.nn.Module):
                 self._buffers[name] = was.to(now.device)
         return self
 
-    def settings(self, **values: Any) -> str:
+    def _settings(self, **values: Any) -> str:
         """Those that are not the default of the argument with their name."""
         arguments = inspect.signature(type(self).__init__).parameters
         defaults = {name: argument.default for name, argument in arguments.items()}

@@ -10,7 +10,7 @@ import math
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function
 
@@ -22,7 +22,7 @@ __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 KINDS = {"squared": _loss.SQUARED, "fenchel_young": _loss.FENCHEL_YOUNG}
 SOLVERS = {"threshold": 0, "pav": 1}
 REDUCTIONS = {"mean": _loss.MEAN, "sum": _loss.SUM, "none": _loss.NONE}
-Proxy: Any = torch.fx.Proxy  # what torch.fx traces with; no Tensor to the type checker, but given as one
+Proxy: Any = fx.Proxy  # what torch.fx traces with; no Tensor to the type checker, but given as one
 
 
 @overload

@@ -43,8 +43,8 @@ class SoftBinaryArgmax(Module):
         self, k: float | Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, solver: str = "threshold"
     ) -> None:
         super().__init__()
-        self.keep("k", k if isinstance(k, Tensor) else _checks.number("k", k, "a real number or a Tensor"))
-        self.keep("tau", tau if isinstance(tau, Tensor) else _checks.temperature(tau))
+        self._keep("k", k if isinstance(k, Tensor) else _checks.number("k", k, "a real number or a Tensor"))
+        self._keep("tau", tau if isinstance(tau, Tensor) else _checks.temperature(tau))
         self.dim = _checks.integer("dim", dim)
         _checks.choice("solver", solver, SOLVERS)
         self.solver = solver
@@ -58,7 +58,7 @@ class SoftBinaryArgmax(Module):
 
     def extra_repr(self) -> str:
         """The settings that are not the default."""
-        return self.settings(k=self.k, tau=self.tau, dim=self.dim, solver=self.solver)
+        return self._settings(k=self.k, tau=self.tau, dim=self.dim, solver=self.solver)
 
 
 class HyperSimplexLoss(LazyModuleMixin, Module):
@@ -140,8 +140,8 @@ class HyperSimplexLoss(LazyModuleMixin, Module):
             num_classes = _checks.integer("num_classes", num_classes)
             if num_classes < 1:
                 raise ValueError(f"num_classes must be at least 1 or None, got {num_classes}")
-        self.keep("k", k if isinstance(k, Tensor) else _checks.share("k", k), device)
-        self.keep("tau", tau if isinstance(tau, Tensor) else _checks.temperature(tau), device)
+        self._keep("k", k if isinstance(k, Tensor) else _checks.share("k", k), device)
+        self._keep("tau", tau if isinstance(tau, Tensor) else _checks.temperature(tau), device)
         if weight is not None:
             weight = _checks.tensor("weight", weight)
         self.register_buffer("weight", weight if weight is None or device is None else weight.to(device))
@@ -344,9 +344,9 @@ class HyperSimplexLoss(LazyModuleMixin, Module):
         a new parameter, which an optimizer has to be given if training goes on.
 
         Args:
-            linear: The last layer, with C outputs: `nn.Linear`, `nn.Bilinear`, a convolution or transposed convolution,
-                in float32 or float64. It is changed in place; after an error nothing is. Its weight may be computed, as
-                by weight norm or pruning, unless it has to be divided.
+            linear: The last layer, whose output is the logits: `nn.Linear`, `nn.Bilinear`, a convolution or transposed
+                convolution, in float32 or float64. It is changed in place; after an error nothing is. Its weight may be
+                computed, as by weight norm or pruning, unless it has to be divided.
 
         Raises:
             TypeError: `linear` is no such layer, such as one with a forward of its own; or what has to be changed is
@@ -368,7 +368,7 @@ class HyperSimplexLoss(LazyModuleMixin, Module):
 
     def extra_repr(self) -> str:
         """The settings that are not the default."""
-        return self.settings(
+        return self._settings(
             num_classes=None if self.has_uninitialized_params() else self._classes(),
             k=self.k,
             tau=self.tau,
