@@ -23,7 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from bench import cases, figures, gpu, gpu_tables, peers, tables
 from bench.cases import Case
 from bench.measure import Effort, key, measure
-from bench.results import Record, ResultsFile
+from bench.results import MalformedResultsError, Record, ResultsFile
 from hypersimplex_ext import build_info
 
 EFFORTS = {
@@ -35,9 +35,19 @@ EFFORTS = {
 }
 
 
+ORIGIN = ("device", "torch", "python", "versions", "build", "effort")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status."""
-    args = _parse(arguments)
+    try:
+        return _command(_parse(arguments))
+    except MalformedResultsError as error:
+        print(f"error: {error}; mend it, or discard the file with --fresh", file=sys.stderr)
+        return 2
+
+
+def _command(args: argparse.Namespace) -> int:
     table, effort = EFFORTS[args.mode]
     chosen = [case for case in table if args.groups is None or case.group in args.groups]
     out: Path = args.out or Path(__file__).parent / "results" / args.mode
@@ -53,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 gpu.require()
                 if build_info().cuda is None:
                     raise gpu.NoGpuError("hypersimplex_ext is built without CUDA")
-            run(chosen, effort, ResultsFile(path))
+            run(chosen, effort, ResultsFile(path, check))
         except KeyboardInterrupt:
             print(f"\ninterrupted; the finished cases are in {path} and the same command goes on from there")
             return 130
@@ -61,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(f"Results: {path}")
-    records = newest(chosen, ResultsFile(path).records)
+    records = newest(chosen, ResultsFile(path, check).records)
     if not records:
         print(f"error: no results in {path}; measure first", file=sys.stderr)
         return 2
@@ -91,12 +101,22 @@ def run(chosen: Sequence[Case], effort: Effort, results: ResultsFile) -> None:
                     bar.write(f"{case.label}: {name} left out, {system['failure']}")
 
 
+def check(record: Record) -> None:
+    """Raise KeyError, TypeError, ValueError or AttributeError unless this is a record of the benchmark."""
+    hash(Case(**record["case"]))
+    for name in (*ORIGIN, "date", "threads"):
+        record[name]
+    for system in record["systems"].values():
+        for direction in ("forward", "both"):
+            if direction in system:
+                float(system[direction]["median"])
+
+
 def newest(chosen: Sequence[Case], records: Sequence[Record]) -> list[Record]:
     """Return the last record of each case, of those that the machine, versions and build of the last record made."""
     last = records[-1] if records else {}
-    origin = ("device", "torch", "python", "versions", "build", "effort")
     by_case = {
-        Case(**record["case"]): record for record in records if all(record[name] == last[name] for name in origin)
+        Case(**record["case"]): record for record in records if all(record[name] == last[name] for name in ORIGIN)
     }
     return [by_case[case] for case in chosen if case in by_case]
 

@@ -1,18 +1,20 @@
 """The data sets of the experiments, each read from its own published file format into tensors.
 
 `digits` comes with scikit-learn. The others are read from a folder (`root`) that holds the files as their publishers
-distribute them; nothing is downloaded.
+distribute them; nothing is downloaded. No file is trusted: of each, no more is read or unpacked than the publisher's
+holds, nothing in it is run, and one that is not in its format is a ValueError that names the file and what is wrong.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import gzip
+import io
 import math
-import pickle
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,45 +86,61 @@ def _digits(_root: Path | None, seed: int) -> Dataset:
     train_x, test_x, train_y, test_y = train_test_split(
         images, labels, test_size=0.5, stratify=labels, random_state=seed
     )
-    return _from_images(train_x, train_y, test_x, test_y)
+    return _from_images(train_x, train_y, test_x, test_y, num_classes=10)
+
+
+_CIFAR_CLASSES = 10
+_CIFAR_RECORD = 1 + 3 * 32 * 32
+_CIFAR_RECORDS = 10_000
 
 
 def _cifar10(root: Path | None, _seed: int) -> Dataset:
-    """50,000 + 10,000 colour images of 32 x 32, 10 classes, in the publisher's "python version" (pickled batches)."""
-    train_names = [f"data_batch_{i}" for i in range(1, 6)]
+    """50,000 + 10,000 colour images of 32 x 32, 10 classes, in the publisher's "binary version"."""
+    train_names = [f"data_batch_{i}.bin" for i in range(1, 6)]
     folder = _folder(
         root,
-        ["cifar-10-batches-py"],
-        [*train_names, "test_batch"],
-        "cifar-10-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html, unpacked",
+        ["cifar-10-batches-bin"],
+        [*train_names, "test_batch.bin"],
+        "cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html, unpacked",
     )
     train = [_read_cifar_batch(folder / name) for name in train_names]
-    test_x, test_y = _read_cifar_batch(folder / "test_batch")
+    test_x, test_y = _read_cifar_batch(folder / "test_batch.bin")
     train_x, train_y = (np.concatenate(parts) for parts in zip(*train, strict=True))
-    return _from_images(train_x, train_y, test_x, test_y, crop_padding=4, flip=True)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and numpy arrays, and refuses any other object a file may name."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module in {"numpy.core.multiarray", "numpy._core.multiarray"} and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in {"ndarray", "dtype"}:
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR batch")
+    return _from_images(train_x, train_y, test_x, test_y, _CIFAR_CLASSES, crop_padding=4, flip=True)
 
 
 def _read_cifar_batch(path: Path) -> tuple[Array, Array]:
-    try:
-        with path.open("rb") as file:
-            batch = _ArrayUnpickler(file, encoding="bytes").load()
-        labels = np.array(batch[b"labels"], dtype=np.int64)
-        return batch[b"data"].reshape(len(labels), 3, 32, 32), labels
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    """Read records of 3073 bytes: the label; 1024 pixels each of red, green and blue, row by row."""
+    limit = _CIFAR_RECORDS * _CIFAR_RECORD
+    with _opened(path) as file:
+        content = file.read(limit + 1)
+    if not content or len(content) % _CIFAR_RECORD:
         raise ValueError(
-            f"{path}: expected a CIFAR-10 batch with b'data' [n, 3072] and b'labels' [n]; {error!r}"
-        ) from error
+            f"{path}: expected at most {_CIFAR_RECORDS} records of {_CIFAR_RECORD} bytes, got {_size(content, limit)}"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
+    _check_labels(path, records[:, 0], _CIFAR_CLASSES)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+
+
+def _size(content: bytes, limit: int) -> str:
+    return f"{len(content)} bytes" if len(content) <= limit else f"more than {limit} bytes"
+
+
+def _check_labels(path: Path, labels: Array, num_classes: int) -> None:
+    if labels.max() >= num_classes:
+        sample = int((labels >= num_classes).argmax())
+        raise ValueError(f"{path}: expected labels below {num_classes}, got {labels[sample]} for sample {sample}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    """A file to read, unpacked as it is read if its name ends in .gz."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: expected a complete gzip file; {error}") from error
 
 
 def _mnist(root: Path | None, _seed: int) -> Dataset:
@@ -136,33 +154,52 @@ def _fashion_mnist(root: Path | None, _seed: int) -> Dataset:
     return _idx_images(root, "FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist", flip=True)
 
 
+_IDX_CLASSES = 10
+_IDX_SAMPLES = 60_000
+
+
 def _idx_images(root: Path | None, subfolder: str, source: str, *, flip: bool) -> Dataset:
     """60,000 + 10,000 grey images of 28 x 28, 10 classes, in the idx format, gzipped or not."""
     names = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
     folder = _folder(root, [subfolder, f"{subfolder}/raw"], names, source, suffixes=(".gz", ""))
-    train_x, train_y, test_x, test_y = (
-        _read_idx(next(path for path in (folder / f"{name}.gz", folder / name) if path.exists())) for name in names
-    )
-    return _from_images(train_x[:, None], train_y, test_x[:, None], test_y, crop_padding=3, flip=flip)
+    paths = [next(path for path in (folder / f"{name}.gz", folder / name) if path.exists()) for name in names]
+    arrays = []
+    for images, labels in (paths[:2], paths[2:]):
+        x, y = _read_idx(images, (28, 28)), _read_idx(labels, ())
+        if len(y) != len(x):
+            raise ValueError(f"{labels}: expected {len(x)} labels, one for each image of {images.name}, got {len(y)}")
+        _check_labels(labels, y, _IDX_CLASSES)
+        arrays += [x[:, None], y]
+    train_x, train_y, test_x, test_y = arrays
+    return _from_images(train_x, train_y, test_x, test_y, _IDX_CLASSES, crop_padding=3, flip=flip)
 
 
-def _read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an idx file of bytes: 0, 0, type 8, number of dimensions; each length as big-endian uint32; the values."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: expected a complete gzip file; {error}") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path}: expected an idx file of bytes (00 00 08 ..), got {content[:4].hex(' ')}")
-    header = 4 + 4 * content[3]
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    if len(content) != header + math.prod(shape):
-        raise ValueError(f"{path}: expected {math.prod(shape)} bytes for shape {shape}, got {len(content) - header}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+def _read_idx(path: Path, sample: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Read an idx file of bytes that holds samples of this shape.
+
+    The header is 0, 0, type 8 (bytes), the number of dimensions, and each length as big-endian uint32. The values
+    follow; no more are read than it announces.
+    """
+    kind, length = bytes((0, 0, 8, 1 + len(sample))), 4 * (2 + len(sample))
+    with _opened(path) as file:
+        header = file.read(length)
+        if len(header) < length or header[:4] != kind:
+            raise ValueError(f"{path}: expected an idx file of bytes ({kind.hex(' ')} ..), got {header[:4].hex(' ')}")
+        shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, length, 4))
+        if not 0 < shape[0] <= _IDX_SAMPLES or shape[1:] != sample:
+            expected = f"1 to {_IDX_SAMPLES} samples of shape {list(sample)}"
+            raise ValueError(f"{path}: expected {expected}, got an array of shape {list(shape)}")
+        limit = math.prod(shape)
+        content = file.read(limit + 1)
+    if len(content) != limit:
+        raise ValueError(f"{path}: expected {limit} bytes for shape {list(shape)}, got {_size(content, limit)}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 _ADULT_NUMERIC = (0, 2, 4, 10, 11, 12)
 _ADULT_COLUMNS = 15
+_ADULT_BYTES = 1 << 23
+_ADULT_CATEGORIES = 100  # of one column; the publisher's have up to 42
 
 
 def _adult(root: Path | None, _seed: int) -> Dataset:
@@ -177,35 +214,55 @@ def _adult(root: Path | None, _seed: int) -> Dataset:
     train_columns: list[Array] = []
     test_columns: list[Array] = []
     for column in range(_ADULT_COLUMNS - 1):
+        seen, unseen = [row[column] for row in train], [row[column] for row in test]
         if column in _ADULT_NUMERIC:
-            train_columns.append(train[:, column, None].astype(np.float64))
-            test_columns.append(test[:, column, None].astype(np.float64))
-        else:
-            values = np.unique(train[:, column])
-            train_columns.append(train[:, column, None] == values)
-            test_columns.append(test[:, column, None] == values)
+            train_columns.append(np.array(seen, np.float64)[:, None])
+            test_columns.append(np.array(unseen, np.float64)[:, None])
+            continue
+        values = sorted(set(seen))
+        if len(values) > _ADULT_CATEGORIES:
+            expected = f"at most {_ADULT_CATEGORIES} different values in column {column + 1}"
+            raise ValueError(f"{folder / 'adult.data'}: expected {expected}, got {len(values)}")
+        train_columns.append(np.array([[value == v for v in values] for value in seen]))
+        test_columns.append(np.array([[value == v for v in values] for value in unseen]))
     return _from_features(
         np.concatenate(train_columns, axis=1, dtype=np.float64),
-        train[:, -1] == ">50K",
+        np.array([row[-1] == ">50K" for row in train]),
         np.concatenate(test_columns, axis=1, dtype=np.float64),
-        test[:, -1] == ">50K",
+        np.array([row[-1] == ">50K" for row in test]),
+        num_classes=2,
     )
 
 
-def _read_adult(path: Path) -> npt.NDArray[np.str_]:
+def _read_adult(path: Path) -> list[list[str]]:
     """Read rows of 15 comma-separated values; the test file opens with a line to skip and ends its labels in a dot."""
-    rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file, skipinitialspace=True), start=1):
-            if not row or row[0].startswith("|"):
-                continue
-            if len(row) != _ADULT_COLUMNS:
-                raise ValueError(f"{path}, line {number}: expected {_ADULT_COLUMNS} values, got {len(row)}")
-            row[-1] = row[-1].removesuffix(".")
-            if row[-1] not in {"<=50K", ">50K"}:
-                raise ValueError(f"{path}, line {number}: expected the label <=50K or >50K, got {row[-1]!r}")
-            rows.append(row)
-    return np.array(rows)
+    with _opened(path) as file:
+        content = file.read(_ADULT_BYTES + 1)
+    if len(content) > _ADULT_BYTES:
+        raise ValueError(f"{path}: expected at most {_ADULT_BYTES} bytes, got more")
+    try:
+        lines = csv.reader(io.StringIO(content.decode(), newline=""), skipinitialspace=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8; {error}") from error
+    try:
+        rows = [_adult_row(row) for row in lines if row and not row[0].startswith("|")]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}, line {lines.line_num}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: expected rows of {_ADULT_COLUMNS} values, got none")
+    return rows
+
+
+def _adult_row(row: list[str]) -> list[str]:
+    if len(row) != _ADULT_COLUMNS:
+        raise ValueError(f"expected {_ADULT_COLUMNS} values, got {len(row)}")
+    row[-1] = row[-1].removesuffix(".")
+    if row[-1] not in {"<=50K", ">50K"}:
+        raise ValueError(f"expected the label <=50K or >50K, got {row[-1][:60]!r}")
+    for column in _ADULT_NUMERIC:
+        if not row[column].isdecimal() or len(row[column]) > 15:
+            raise ValueError(f"expected an integer in column {column + 1}, got {row[column][:60]!r}")
+    return row
 
 
 def _folder(
@@ -222,51 +279,40 @@ def _folder(
 
 
 def _from_images(
-    train_x: Array, train_y: Array, test_x: Array, test_y: Array, *, crop_padding: int = 0, flip: bool = False
-) -> Dataset:
-    """Standardise per channel."""
-    mean = train_x.mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
-    deviation = train_x.std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
-    return _dataset(mean, deviation, train_x, train_y, test_x, test_y, crop_padding=crop_padding, flip=flip)
-
-
-def _from_features(train_x: Array, train_y: Array, test_x: Array, test_y: Array) -> Dataset:
-    """Standardise per column; a column that is constant in training becomes 0 there."""
-    mean = train_x.mean(axis=0, dtype=np.float64)
-    deviation = train_x.std(axis=0, dtype=np.float64)
-    return _dataset(mean, np.where(deviation > 0, deviation, 1.0), train_x, train_y, test_x, test_y)
-
-
-def _dataset(
-    mean: Array,
-    deviation: Array,
     train_x: Array,
     train_y: Array,
     test_x: Array,
     test_y: Array,
+    num_classes: int,
     *,
     crop_padding: int = 0,
     flip: bool = False,
 ) -> Dataset:
-    for part, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
-        if len(x) != len(y):
-            raise ValueError(f"expected one label for each {part} sample, got {len(y)} labels for {len(x)} samples")
+    """Standardise per channel."""
+    data = _standardised(train_x, train_y, test_x, test_y, num_classes, axes=(0, 2, 3))
+    return dataclasses.replace(data, crop_padding=crop_padding, flip=flip)
 
-    def standardised(x: Array) -> Tensor:
+
+def _from_features(train_x: Array, train_y: Array, test_x: Array, test_y: Array, num_classes: int) -> Dataset:
+    """Standardise per column."""
+    return _standardised(train_x, train_y, test_x, test_y, num_classes, axes=(0,))
+
+
+def _standardised(
+    train_x: Array, train_y: Array, test_x: Array, test_y: Array, num_classes: int, axes: tuple[int, ...]
+) -> Dataset:
+    """Subtract the training set's mean and divide by its deviation; what is constant in training becomes 0 there."""
+    mean = train_x.mean(axis=axes, keepdims=True, dtype=np.float64)
+    deviation = train_x.std(axis=axes, keepdims=True, dtype=np.float64)
+    deviation = np.where(deviation > 0, deviation, 1.0)
+
+    def features(x: Array) -> Tensor:
         return torch.from_numpy(((x - mean) / deviation).astype(np.float32))
 
     def indices(y: Array) -> Tensor:
         return torch.from_numpy(y.astype(np.int64))
 
-    return Dataset(
-        standardised(train_x),
-        indices(train_y),
-        standardised(test_x),
-        indices(test_y),
-        num_classes=int(train_y.max()) + 1,
-        crop_padding=crop_padding,
-        flip=flip,
-    )
+    return Dataset(features(train_x), indices(train_y), features(test_x), indices(test_y), num_classes)
 
 
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {

@@ -118,17 +118,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = dataclasses.replace(protocol, seeds=protocol.seeds[:1], epochs=2)
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(protocol)}
     protocol = dataclasses.replace(protocol, **{name: value for name, value in given.items() if value is not None})
-    try:
-        runs = _grid(args.data, len(load(args.data, args.root).train_y), args.losses, protocol)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     folder = f"generalization-{args.data}" + ("-quick" if args.quick else "")
     out: Path = args.out or Path(__file__).parent / "results" / folder
     results_path = out / "results.jsonl"
-    if args.fresh:
-        results_path.unlink(missing_ok=True)
-    results = ResultsFile(results_path)
+    try:
+        runs = _grid(args.data, len(load(args.data, args.root).train_y), args.losses, protocol)
+        if args.fresh:
+            results_path.unlink(missing_ok=True)
+        results = ResultsFile(results_path, _check)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     threads = max(1, (os.cpu_count() or 1) // args.workers)
     try:
         train_missing(runs, results, root=args.root, device=args.device, workers=args.workers, threads=threads)
@@ -198,6 +198,16 @@ def _grid(data: str, samples: int, methods: Sequence[str], protocol: Protocol) -
         for size in sizes
         for method in dict.fromkeys(methods)
     ]
+
+
+def _check(record: Record) -> None:
+    """Raise KeyError, TypeError, ValueError or AttributeError unless this is a record of a run."""
+    hash(Run.of(record))
+    for curve in ("test_accuracy", "train_loss"):
+        if not [float(value) for value in record[curve]]:
+            raise ValueError(f"{curve} is empty")
+    for name in ("train_samples", "test_samples"):
+        record[name]
 
 
 def _report(records: Sequence[Record], protocol: Protocol, data: str, out: Path) -> None:

@@ -201,16 +201,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     from bench import gpu
-    from bench.results import ResultsFile
+    from bench.results import MalformedResultsError, ResultsFile
 
+    out = args.out.resolve()
     try:
         gpu.require()
-    except gpu.NoGpuError as error:
+        out.mkdir(parents=True, exist_ok=True)
+        results = ResultsFile(out / "steps.jsonl")
+    except (gpu.NoGpuError, MalformedResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    results = ResultsFile(out / "steps.jsonl")
     failed = []
     with (out / "log.txt").open("a") as log:
         for step in [None, *steps(sys.executable, out)]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
+import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +16,59 @@ import torch
 Record = dict[str, Any]
 
 
-class ResultsFile:
-    """Append-only file of JSON records, one a line.
+class MalformedResultsError(ValueError):
+    """A complete line of a results file is not a record; the message names file and line."""
 
-    Each record is written with a single call and flushed, so an interruption can tear at most the last line;
-    a torn line is cut off when the file is opened again.
+
+class ResultsFile:
+    """Append-only file of JSON records, one a line, to which several processes may write.
+
+    A record is written while the file is locked, so a last line without an end is one that is being written, or that an
+    interruption tore. Reading leaves it out and never changes the file; the next to write, who holds the lock, knows
+    that it is torn and cuts it off.
 
     Args:
         path: the file; it and its folder are created at the first `append`.
+        check: raises KeyError, TypeError, ValueError or AttributeError for an object that is not a record of this
+            experiment.
 
     Attributes:
-        records: every record in the file, oldest first.
+        records: every record in the file when it was opened, oldest first, and those appended since.
 
     Raises:
-        ValueError: a complete line is not a JSON object; file and line are named.
+        MalformedResultsError: a complete line is not a record.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[Record], object] = lambda record: None) -> None:
         self.path = path
         self.records: list[Record] = []
-        if path.exists():
-            content = path.read_bytes()
-            complete = content[: content.rfind(b"\n") + 1]
-            for number, line in enumerate(complete.splitlines(), start=1):
-                self.records.append(self._parse(line, number))
-            if len(complete) < len(content):
-                path.write_bytes(complete)
-
-    def _parse(self, line: bytes, number: int) -> Record:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise ValueError(f"{self.path}, line {number}: expected a JSON object, got {line[:60]!r}")
-        return record
+        content = path.read_bytes() if path.exists() else b""
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"expected a JSON object, got {line[:60]!r}")
+                check(record)
+            except json.JSONDecodeError as error:
+                message = f"{path}, line {number}: expected a JSON object, got {line[:60]!r}"
+                raise MalformedResultsError(message) from error
+            except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                reason = f"lacks {error}" if isinstance(error, KeyError) else error
+                raise MalformedResultsError(f"{path}, line {number}: {reason}") from error
+            self.records.append(record)
 
     def append(self, record: Record) -> None:
         """Write one record at the end of the file and to `records`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = json.dumps(record).encode() + b"\n"
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back as the file is closed
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            if size and file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line)
         self.records.append(record)
 
 

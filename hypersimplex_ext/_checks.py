@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -201,3 +201,14 @@ def weight(name: str, value: object, like: Tensor, shape: tuple[int, ...]) -> Te
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
     return per_vector(name, value, like, shape, "")
+
+
+def share(name: str, value: object) -> float | Literal["targets"]:
+    """What masses of a loss are before a batch is known: "targets", a float in [0, 1] or an int from 0."""
+    if isinstance(value, str):
+        choice(name, value, {"targets": 0})
+        return "targets"
+    value = number(name, value, "a real number, a Tensor or 'targets'")
+    if isinstance(value, int) and value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value if isinstance(value, int) else fraction(name, value)

@@ -10,8 +10,9 @@ import math
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function
 
 from . import _checks, _layout, _loss, _ops
 from ._autograd import project, project_directly, steady
@@ -21,6 +22,7 @@ __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 KINDS = {"squared": _loss.SQUARED, "fenchel_young": _loss.FENCHEL_YOUNG}
 SOLVERS = {"threshold": 0, "pav": 1}
 REDUCTIONS = {"mean": _loss.MEAN, "sum": _loss.SUM, "none": _loss.NONE}
+Proxy: Any = fx.Proxy  # what torch.fx traces with; no Tensor to the type checker, but given as one
 
 
 @overload
@@ -111,6 +113,8 @@ def soft_binary_argmax(
         >>> soft_binary_argmax(x, k=1, tau=10.0)
         tensor([0.2533, 0.4033, 0.3433])
     """
+    if isinstance(input, Proxy):
+        return handle_torch_function(soft_binary_argmax, (input,), **locals())  # type: ignore[arg-type]
     y, state = _projected(input, k, tau, dim, mask, solver, return_threshold)
     if not return_threshold:
         return y
@@ -216,6 +220,8 @@ def binary_argmax(input: Tensor, k: int, dim: int = -1) -> Tensor:
         >>> binary_argmax(torch.tensor([0.1, 1.6, 1.0]), k=2)
         tensor([0., 1., 1.])
     """
+    if isinstance(input, Proxy):
+        return handle_torch_function(binary_argmax, (input,), **locals())
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     k = _checks.integer("k", k)
@@ -306,6 +312,8 @@ def hypersimplex_loss(
         >>> hypersimplex_loss(x, torch.tensor([0, 1, 1]))
         tensor(0.0878)
     """
+    if isinstance(input, Proxy):
+        return handle_torch_function(hypersimplex_loss, (input,), **locals())
     return loss_and_statistics(
         input, target, k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction
     )[0]

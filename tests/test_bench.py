@@ -6,13 +6,15 @@ Nothing here looks at a time.
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import bench.__main__ as command
-from bench import cases, figures, measure, peers, tables
+from bench import cases, figures, generalization, measure, peers, tables
 from bench.cases import Case
 from bench.contender import OURS, Contender, Prepared
 from bench.measure import Effort, peak_memory
@@ -22,6 +24,7 @@ from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 EFFORT = Effort(rounds=1, seconds=0.0)
 CASE = Case("mass", 3, 20, 5)
 MIB = 1 << 20
+ROOT = Path(__file__).parents[1]
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is told by Linux alone")
 
 
@@ -126,6 +129,70 @@ def test_another_origin_is_measured_again_and_kept_apart(tmp_path, field):
 def test_table_without_results(tmp_path, capsys):
     assert command.main(["table", "--smoke", "--out", str(tmp_path)]) == 2
     assert "measure first" in capsys.readouterr().err
+
+
+# ---- the results file ----
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"case": ', "expected a JSON object, got"),
+        ("[1]", "expected a JSON object, got"),
+        ("\xff", "'utf-8' codec can't decode"),
+        ("[" * 100_000, "maximum recursion depth exceeded"),
+        ("{}", "lacks 'case'"),
+        ('{"case": {"colour": 1}}', "unexpected keyword argument 'colour'"),
+        ('{"case": {"group": "mass", "vectors": 3, "n": [], "k": 5}}', "unhashable type: 'list'"),
+        ('{"case": {"group": "mass", "vectors": 3, "n": 20, "k": 5}}', "lacks 'device'"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["--smoke", "--groups", "mass"], ["table", "--smoke"]], ids=["run", "table"])
+def test_a_malformed_results_file_is_named_with_its_line(smoke, tmp_path, capsys, arguments, line, message):
+    path, good = tmp_path / "results.jsonl", (smoke / "results.jsonl").read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(good + line.encode("latin-1") + b"\n" + good)
+    before = path.read_bytes()
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {path}, line 2: " in error
+    assert message in error
+    assert path.read_bytes() == before
+
+
+def test_a_malformed_results_file_of_the_experiment_is_named_with_its_line(tmp_path, capsys):
+    record = {"data": "digits", "method": "mse", "batch_size": 32, "seed": 0, "epochs": 1, "lr": 1e-3}
+    (tmp_path / "results.jsonl").write_text(json.dumps({**record, "test_accuracy": []}) + "\n")
+    assert generalization.main(["--data", "digits", "--quick", "--out", str(tmp_path)]) == 2
+    assert f"error: {tmp_path / 'results.jsonl'}, line 1: test_accuracy is empty" in capsys.readouterr().err
+
+
+def test_opening_a_results_file_leaves_the_line_that_another_writes(tmp_path):
+    path = tmp_path / "results.jsonl"
+    line = json.dumps({"record": 1}).encode() + b"\n"
+    with path.open("ab", buffering=0) as writer:
+        writer.write(line[:5])
+        assert ResultsFile(path).records == []
+        writer.write(line[5:])
+    assert ResultsFile(path).records == [{"record": 1}]
+
+
+def test_two_processes_append_whole_lines(tmp_path):
+    """Each line longer than a buffer, while a third looks on."""
+    path = tmp_path / "results.jsonl"
+    code = f"""
+import pathlib, sys
+from bench.results import ResultsFile
+results = ResultsFile(pathlib.Path({str(path)!r}))
+for i in range(50):
+    results.append({{"writer": sys.argv[1], "number": i, "padding": "x" * 20000}})
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT) for name in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        ResultsFile(path)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    records = ResultsFile(path).records
+    for name in "ab":
+        assert [record["number"] for record in records if record["writer"] == name] == list(range(50))
 
 
 def test_the_same_case_draws_the_same():

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,19 @@ def test_self_check_reports_a_wrong_result(monkeypatch, capsys):
     monkeypatch.setattr(command, "soft_binary_argmax", lambda x, k: torch.full_like(x, k / x.numel()))
     assert command.main() == 1
     assert "WRONG, 0, 0.8, 0.2 expected: 0.1, 1.6, 1 -> 0.333, 0.333, 0.333 on cpu" in capsys.readouterr().out
+
+
+def test_source_distribution_holds_what_its_tests_use(tmp_path):
+    pytest.importorskip("pybind11")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
+    command += ["sdist", "--formats", "tar", "--dist-dir", tmp_path]
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    sources = [path for folder in ("bench", "tests") for path in (ROOT / folder).rglob("*.py")]
+    used = {str(path.relative_to(ROOT)) for path in sources} | {".ci/kernels.py", "Makefile", "README.md"}
+    assert used <= packed, used - packed
+    assert not any(name.startswith("bench/results/") for name in packed)
 
 
 # ---- what CMake decides, by configuring alone ----

@@ -3,7 +3,9 @@
 import copy
 import io
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.parameter import is_lazy
@@ -41,7 +43,7 @@ def test_layer_learns_its_temperature(device):
     assert [name for name, _ in layer.named_parameters()] == ["tau"]
     (layer(torch.randn(3, 8, device=device)) ** 2).sum().backward()
     assert layer.tau.grad != 0
-    assert repr(layer) == "SoftBinaryArgmax(k=Tensor[], tau=Tensor[], dim=-1)"
+    assert repr(layer) == "SoftBinaryArgmax(k=Tensor[], tau=Tensor[])"
 
 
 # ---- the running threshold ----
@@ -122,7 +124,7 @@ def test_active_fraction(device):
         module(x.requires_grad_(), labels).backward()
         assert low <= module.active_fraction.item() <= high
         assert not module.active_fraction.requires_grad
-    assert set(module.state_dict()) == {"running_threshold", "num_batches_tracked"}
+    assert set(module.state_dict()) == {"running_threshold", "num_batches_tracked", "_extra_state"}
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(twin.active_fraction, module.active_fraction)
 
@@ -174,59 +176,148 @@ def test_binary_prediction(device):
     assert torch.equal(module.predict(x[:, None]), module.predict(x)[:, None])
 
 
-# ---- folding ----
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_logits_are_compared_as_wide_as_the_thresholds(device, dtype):
+    """In the dtype of the logits scores would be rounded to ties, and overflow."""
+    module = HyperSimplexLoss(10, tau=1.5).to(device).eval()
+    module.running_threshold.copy_(3 * torch.randn(10, device=device))
+    x = (2 * torch.randn(5000, 10, device=device) + module.running_threshold).to(dtype)
+    right = x.double() - module.running_threshold.double()
+    assert torch.equal(module.predict(x), right.argmax(1))
+    assert torch.equal(module.predict(x, multilabel=True), (right / 1.5 >= 0.5).long())
+    for tau in (1e-4, 1e-40, torch.tensor(1e-40, dtype=torch.float64), torch.full((10,), 1e-30)):
+        module.tau = tau
+        assert torch.equal(module.predict(x), right.argmax(1))
+    binary = HyperSimplexLoss(1).to(device).eval()
+    binary.running_threshold.fill_(-0.4995)
+    assert binary.predict(torch.zeros(1, dtype=dtype, device=device)).item() == 0
 
 
-class Images(torch.nn.Module):
-    """A last layer that is a convolution."""
-
-    def __init__(self, classes, bias=True):
-        super().__init__()
-        self.layer = torch.nn.Conv2d(6, classes, 1, bias=bias)
-
-    def forward(self, x):
-        return self.layer(x[..., None, None])[..., 0, 0]
+def test_a_single_sample_is_predicted_as_in_a_batch(device):
+    module, x, labels = trained(device, 5)
+    assert torch.equal(module.predict(x[0]), module.predict(x)[0])
+    assert torch.equal(module.scores(x[0]), module.scores(x)[0])
+    assert module.train()(x[0], labels[0]).ndim == 0
+    with pytest.raises(ValueError, match=r"input must have 5 classes, got shape \[5\]"):
+        module(x[0], x[0].sigmoid())
 
 
-@pytest.mark.parametrize("kind", ["linear", "linear without bias", "convolution"])
+def test_dense_targets_make_the_kind_of_prediction_a_question(device):
+    x, labels = batch(device)
+    several = torch.rand(64, 4, device=device) < 0.5
+    module = HyperSimplexLoss(4).to(device)
+    module(x, labels)
+    single = module.predict(x)
+    module.eval()(x, several)
+    assert torch.equal(module.predict(x), single)  # only training counts
+    module.train()(x, several)
+    restored = HyperSimplexLoss(4).to(device)
+    restored.load_state_dict(module.state_dict())
+    for twin in (module, restored, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        with pytest.raises(ValueError, match=r"ask for predict\(logits, multilabel=True\)"):
+            twin.predict(x)
+        assert torch.equal(twin.predict(x, multilabel=True), (twin.scores(x) >= 0.5).long())
+        assert torch.equal(twin.predict(x, multilabel=False), twin.scores(x).argmax(1))
+    module.reset_running_stats()
+    assert module.predict(x).shape == (64,)
+    binary = HyperSimplexLoss(1).to(device)
+    binary(x[:, 0], several[:, 0])
+    assert torch.equal(binary.predict(x[:, 0]), binary.predict(x[:, 0], multilabel=True))
+
+
+def test_a_state_without_the_kind_of_targets_is_taken():
+    module = HyperSimplexLoss(4)
+    state = module.state_dict()
+    del state["_extra_state"]
+    module.load_state_dict(state)
+    assert module.predict(torch.randn(3, 4)).shape == (3,)
+
+
+def test_entries_left_out_do_not_count_as_inactive(device):
+    x, target = torch.randn(64, 4, device=device), torch.rand(64, 4, device=device)
+    target[::2] = -100
+    module, kept = HyperSimplexLoss(4).to(device), HyperSimplexLoss(4).to(device)
+    module(x, target)
+    kept(x[1::2], target[1::2])
+    assert_close(module.active_fraction, kept.active_fraction, 1e-6)
+
+
+# ---- settings ----
+
+
+def test_numbers_of_other_libraries_become_pythons(device):
+    x, labels = batch(device)
+    module = HyperSimplexLoss(
+        np.int64(4),
+        np.int32(5),
+        np.float32(0.5),
+        ignore_index=np.int64(-1),
+        label_smoothing=Fraction(1, 4),
+        momentum=np.float64(0.5),
+    ).to(device)
+    due = {"k": 5, "tau": 0.5, "ignore_index": -1, "label_smoothing": 0.25, "momentum": 0.5}
+    for name, value in due.items():
+        assert getattr(module, name) == value
+        assert type(getattr(module, name)) is type(value)
+    layer = SoftBinaryArgmax(np.float64(2), np.float32(0.5), np.int64(1))
+    assert [type(setting) for setting in (layer.k, layer.tau, layer.dim)] == [float, float, int]
+    for compiled in (torch.compile(f, fullgraph=True, backend="eager") for f in (module, layer)):
+        arguments = (x, labels) if "Loss" in repr(compiled) else (x,)
+        assert compiled(*arguments).isfinite().all()
+
+
+def test_repr_shows_what_is_not_the_default():
+    assert repr(SoftBinaryArgmax(1)) == "SoftBinaryArgmax(k=1)"
+    assert repr(SoftBinaryArgmax(2, 0.5, 0, solver="pav")) == "SoftBinaryArgmax(k=2, tau=0.5, dim=0, solver='pav')"
+    module = HyperSimplexLoss(
+        2,
+        0.5,
+        torch.ones(2),
+        kind="fenchel_young",
+        weight=torch.ones(2),
+        ignore_index=0,
+        label_smoothing=0.1,
+        reduction="sum",
+        momentum=None,
+    )
+    assert repr(module) == (
+        "HyperSimplexLoss(num_classes=2, k=0.5, tau=Tensor[2], kind='fenchel_young', weight=Tensor[2], ignore_index=0, "
+        "label_smoothing=0.1, reduction='sum', momentum=None)"
+    )
+
+
 @pytest.mark.parametrize(
-    "tau", [0.7, torch.tensor(0.7), torch.tensor([0.4, 0.8, 1.3])], ids=["number", "tensor", "per class"]
+    ("settings", "error", "message"),
+    [
+        ({"k": "target"}, ValueError, "k must be one of 'targets', got 'target'"),
+        ({"k": True}, TypeError, "k must be a real number, a Tensor or 'targets', got bool"),
+        ({"k": 1.5}, ValueError, r"k must lie in \[0, 1\], got 1.5"),
+        ({"k": -1}, ValueError, "k must be at least 0, got -1"),
+        ({"k": torch.ones(4)}, ValueError, r"k must broadcast to \[5\], the number of classes, got shape \[4\]"),
+        ({"tau": torch.ones(5, 1)}, ValueError, r"tau must broadcast to \[5\], the number of classes"),
+        ({"tau": torch.ones(5, dtype=torch.bool)}, TypeError, "tau must be real, got torch.bool"),
+        ({"weight": torch.ones(4)}, ValueError, r"weight must have shape \[5\], got \[4\]"),
+        ({"weight": [1.0] * 5}, TypeError, "weight must be a Tensor, got list"),
+    ],
 )
-def test_folding(device, kind, tau):
-    network = {
-        "linear": lambda: torch.nn.Linear(6, 3),
-        "linear without bias": lambda: torch.nn.Linear(6, 3, bias=False),
-        "convolution": lambda: Images(3),
-    }[kind]().to(device)
-    features, labels = 5 * torch.randn(300, 6, device=device), torch.randint(3, (300,), device=device)
-    module = HyperSimplexLoss(3, tau=tau.clone() if isinstance(tau, torch.Tensor) else tau).to(device)
-    loss = module(network(features), labels).detach()
-    module.eval()
-    labels_before = module.predict(network(features))
-    assert not torch.equal(network(features).argmax(1), labels_before)
-    module.fold_into(getattr(network, "layer", network))
-    assert all(p.requires_grad for p in network.parameters())
-    output = network(features)
-    assert torch.equal(output.argmax(1), labels_before)
-    assert torch.equal(module.predict(output), labels_before)
-    assert_close(module(output, labels).detach(), loss, 1e-5)
-    module.train()(output, labels)  # the thresholds of the folded layer's output
-    assert module.running_threshold.abs().max() < 1e-4
+def test_settings_are_checked_as_soon_as_the_number_of_classes_is_known(settings, error, message):
+    with pytest.raises(error, match=message):
+        HyperSimplexLoss(5, **settings)
+    with pytest.raises(error, match=message):
+        HyperSimplexLoss(**settings)(*batch("cpu", classes=5))
 
 
-@pytest.mark.parametrize("tau", [0.7, torch.tensor([0.7])], ids=["number", "tensor"])
-def test_folding_binary(device, tau):
-    layer = torch.nn.Linear(6, 1).to(device)
-    features = 5 * torch.randn(300, 6, device=device)
-    target = torch.rand(300, device=device) < 0.2
-    module = HyperSimplexLoss(1, tau=tau).to(device)
-    module(layer(features)[:, 0], target)
-    before = module.predict(layer(features)[:, 0])
-    assert 0 < before.sum() < 300
-    module.fold_into(layer)
-    output = layer(features)[:, 0]
-    assert torch.equal((output >= 0).long(), before)
-    assert torch.equal(module.predict(output), before)
+def test_a_temperature_that_came_later_is_checked():
+    module = HyperSimplexLoss(5)
+    module.tau = torch.ones(4)
+    with pytest.raises(ValueError, match=r"tau must broadcast to \[5\], the number of classes, got shape \[4\]"):
+        module.predict(torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("dim", [None, 1.0, True])
+def test_dim_of_the_layer_is_an_integer(dim):
+    with pytest.raises(TypeError, match="dim must be an integer"):
+        SoftBinaryArgmax(1, dim=dim)
 
 
 # ---- lazy, saved, copied, moved ----
@@ -235,12 +326,12 @@ def test_folding_binary(device, tau):
 def test_number_of_classes_from_the_first_input(device):
     module = HyperSimplexLoss(device=device)
     assert is_lazy(module.running_threshold)
-    assert "num_classes=None" in repr(module)
+    assert repr(module) == "HyperSimplexLoss()"
     x, labels = batch(device)
     expected = HyperSimplexLoss(4).to(device)
     assert torch.equal(module(x, labels), expected(x, labels))
     assert torch.equal(module.running_threshold, expected.running_threshold)
-    assert "num_classes=4" in repr(module)
+    assert repr(module) == "HyperSimplexLoss(num_classes=4)"
     binary = HyperSimplexLoss(device=device)
     binary(x[:, 0], labels > 1)
     assert binary.running_threshold.shape == (1,)
@@ -279,18 +370,14 @@ def test_copies(device):
 
 def test_dtypes():
     assert HyperSimplexLoss(3, dtype=torch.float64).running_threshold.dtype == torch.float64
-    module = HyperSimplexLoss(3).double()
-    assert module.running_threshold.dtype == torch.float64
-    assert module.num_batches_tracked.dtype == torch.int64
+    assert HyperSimplexLoss(3, dtype=torch.bfloat16).running_threshold.dtype == torch.float32
     x, labels = batch("cpu", classes=3)
     for dtype in (torch.float16, torch.bfloat16):
-        half = HyperSimplexLoss(3).to(dtype)
+        half = HyperSimplexLoss(3)
         assert half(x.to(dtype), labels).dtype == dtype
-        assert half.running_threshold.dtype == dtype
-        mixed = HyperSimplexLoss(3)
-        mixed(x.to(dtype), labels)
-        assert mixed.running_threshold.dtype == torch.float32
-        assert mixed.scores(x.to(dtype)).dtype == dtype
+        assert half.running_threshold.dtype == torch.float32
+        assert half.scores(x.to(dtype)).dtype == torch.float32
+        assert half.double().scores(x.to(dtype)).dtype == torch.float64
 
 
 def test_tensors_move_and_are_saved():
