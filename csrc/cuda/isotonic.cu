@@ -1,8 +1,7 @@
 // Isotonic regression by pooling adjacent violators, pool.cuh. Lanes of a warp or a block hold a vector in shared
 // memory, a chunk per thread; of a longer one blocks pool tiles, which further launches join in global memory, level by
 // level.
-#include "pool.cuh"
-#include "rows.cuh"
+#include "gaps.cuh"
 
 namespace hypersimplex {
 namespace cuda {
@@ -77,20 +76,12 @@ struct LongVectors {
   }
 };
 
-__device__ __forceinline__ double term(const IsotonicTerm& t, const Reach& reach, DType dtype, int column, int64_t j,
-                                       int64_t n) {
-  double v = t.scale * (t.data ? load_double(t.data, reach(column, j), dtype) : double(n - j));
-  return t.logarithm ? log(v) : v;
-}
-
 // Reads elements, and writes what the caller asked for.
 class Elements {
  public:
-  __device__ Elements(const IsotonicArgs& args, const RowPlan& plan, const Unit& unit)
+  __device__ Elements(const IsotonicArgs& args, const RowPlan& plan, const Unit& unit, const Gaps& gaps)
       : args_(args),
-        n_(plan.n),
-        a_(args.a.strides, args.shape, plan, unit),
-        b_(args.b.strides, args.shape, plan, unit),
+        terms_(args, plan, unit, gaps),
         weight_(args.weight_strides, args.shape, plan, unit),
         out_(args.out_strides, args.shape, plan, unit),
         order_(args.order_strides, args.shape, plan, unit),
@@ -100,36 +91,35 @@ class Elements {
   __device__ __forceinline__ Mass load(int column, int64_t j) const {
     double weight = args_.weight ? load_double(args_.weight, weight_(column, j), args_.dtype) : 1;
     if (!(weight > 0)) weight = kInfinity<double>;  // as good as any number that makes the vector nan
-    const Mass mass = Kind::of(a(column, j), b(column, j), weight);
+    const Mass mass = Kind::of(terms_.a(column, j), terms_.b(column, j), weight);
     return args_.increasing ? Mass{-mass.first, mass.second} : mass;
   }
+  // `alone`: the block holds no other element, so that v = a - b.
   template <class Kind>
-  __device__ __forceinline__ void store(int column, int64_t j, Mass block, bool regular) const {
+  __device__ __forceinline__ void store(int column, int64_t j, Mass block, bool alone, bool regular) const {
     double v = Kind::value(block);
     if (args_.increasing) v = -v;
-    if (args_.result != IsotonicResult::kRegression) v = a(column, j) - v;
+    if (args_.result != IsotonicResult::kRegression) v = alone ? terms_.b(column, j) : terms_.a(column, j) - v;
     if (args_.result == IsotonicResult::kExpPrimal) v = exp(v);
     const double nan = kInfinity<double> - kInfinity<double>;
     const int64_t place = args_.order ? load_constant(args_.order + order_(column, j)) : j;
     store_double(args_.out, out_(column, place), args_.dtype, regular ? args_.scale * v : nan);
     if (args_.share)
-      store_double(args_.share, share_(column, j), args_.dtype, regular ? exp(b(column, j) - block.second) : nan);
+      store_double(args_.share, share_(column, j), args_.dtype,
+                   regular ? exp(terms_.b(column, j) - block.second) : nan);
   }
 
  private:
-  __device__ double a(int column, int64_t j) const { return term(args_.a, a_, args_.dtype, column, j, n_); }
-  __device__ double b(int column, int64_t j) const { return term(args_.b, b_, args_.dtype, column, j, n_); }
-
   const IsotonicArgs& args_;
-  const int64_t n_;
-  const Reach a_, b_, weight_, out_, order_, share_;
+  const Terms terms_;
+  const Reach weight_, out_, order_, share_;
 };
 
 // Vectors from their elements to the results or, where they are long, tiles of them into the workspace.
 template <class Kind>
 __global__ void __launch_bounds__(tuning::kPoolThreads)
     pool_tiles(const __grid_constant__ IsotonicArgs args, const __grid_constant__ RowPlan plan,
-               const __grid_constant__ LongVectors into) {
+               const __grid_constant__ LongVectors into, const __grid_constant__ Gaps gaps) {
   const RowTeam team(plan);
   const bool long_vectors = plan.regime == Regime::kGrid;
   const int column = team.rank() / plan.group, chunk = team.rank() % plan.group;
@@ -139,7 +129,7 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
     const Pieces<true> own = pieces_of(plan, team, counts(args), column, unit.count);
     const int chunks = (unit.count + kChunkElements - 1) / kChunkElements;
     {
-      const Elements elements(args, plan, unit);
+      const Elements elements(args, plan, unit, gaps);
       for_places(plan, team, plan.share, [&](int c, int j) {
         const bool exists = c < unit.columns && j < unit.count;
         pieces_of(plan, team, counts(args), c, unit.count)
@@ -196,10 +186,11 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
         if (to.second) to.second[unit.begin + j] = own.second[own.slot(j)];
       }
     } else {
-      const Elements elements(args, plan, unit);
+      const Elements elements(args, plan, unit, gaps);
       for_places(plan, team, plan.share, [&](int c, int j) {
-        if (c < unit.columns && j < unit.count)
-          elements.store<Kind>(c, j, pieces_of(plan, team, counts(args), c, unit.count).mass_at(j), regular(c));
+        if (c >= unit.columns || j >= unit.count) return;
+        const Pieces<true> pieces = pieces_of(plan, team, counts(args), c, unit.count);
+        elements.store<Kind>(c, j, pieces.mass_at(j), pieces.alone(j), regular(c));
       });
     }
     team.barrier();
@@ -240,16 +231,16 @@ __global__ void __launch_bounds__(kPassThreads)
 template <class Kind>
 __global__ void __launch_bounds__(kPassThreads, 1)
     write_tiles(const __grid_constant__ IsotonicArgs args, const __grid_constant__ RowPlan plan,
-                const __grid_constant__ LongVectors vectors) {
+                const __grid_constant__ LongVectors vectors, const __grid_constant__ Gaps gaps) {
   const RowTeam team(plan);
   for (int64_t number = team.first(); number < plan.units; number += team.step()) {
     const Unit unit(plan, args.shape, number);
     const Pieces<false> pieces = vectors.pieces(args.blocks, unit.vector, int(plan.n));
-    const Elements elements(args, plan, unit);
+    const Elements elements(args, plan, unit, gaps);
     const bool regular = vectors.irregular[unit.vector] == 0;
     for (int j = team.rank(); j < unit.count; j += team.size()) {
       const int64_t at = unit.begin + j;
-      elements.store<Kind>(0, at, regular ? pieces.mass_at(int(at)) : Kind::nothing(), regular);
+      elements.store<Kind>(0, at, regular ? pieces.mass_at(int(at)) : Kind::nothing(), pieces.alone(int(at)), regular);
     }
   }
 }
@@ -278,15 +269,18 @@ RowPlan plan_of(IsotonicArgs& args) {
                  tuning::kPoolTileThreads);
 }
 
+size_t bytes_of_long(const LongVectors& vectors, const RowPlan& plan) {
+  return plan.regime == Regime::kGrid ? (vectors.bytes + 7) / 8 * 8 : 0;
+}
+
 template <class Kind>
-void regress(const IsotonicArgs& args, const RowPlan& plan, void* workspace, void* stream) {
-  const LongVectors vectors(args, plan, counts(args), workspace);
+void pool(const IsotonicArgs& args, const RowPlan& plan, const LongVectors& vectors, const Gaps& gaps, void* stream) {
   const bool is_long = plan.regime == Regime::kGrid;
   if (is_long)
     check(
         cudaMemsetAsync(vectors.irregular, 0, size_t(vectors.vectors) * sizeof(int), static_cast<cudaStream_t>(stream)),
         "cudaMemsetAsync");
-  launch(plan.launch_plan(), stream, "isotonic", pool_tiles<Kind>, args, plan, vectors);
+  launch(plan.launch_plan(), stream, "isotonic", pool_tiles<Kind>, args, plan, vectors, gaps);
   if (!is_long) return;
   const int n = int(plan.n);
   const Plan per_chunk = RowPlan::launch_of(ceil_div(vectors.vectors * vectors.chunks, kPassThreads), kPassThreads, 0);
@@ -299,8 +293,21 @@ void regress(const IsotonicArgs& args, const RowPlan& plan, void* workspace, voi
   }
   Plan writing = plan.launch_plan();
   writing.shared_bytes = 0;
-  launch(writing, stream, "isotonic", write_tiles<Kind>, args, plan, vectors);
+  launch(writing, stream, "isotonic", write_tiles<Kind>, args, plan, vectors, gaps);
   launch(per_chunk, stream, "isotonic", clear_blocks, args, vectors);
+}
+
+template <class Kind>
+void regress(const IsotonicArgs& args, const RowPlan& plan, void* workspace, void* stream) {
+  const LongVectors vectors(args, plan, counts(args), workspace);
+  const Gaps gaps(args, plan.vectors(args.shape), plan.n, static_cast<char*>(workspace) + bytes_of_long(vectors, plan));
+  const RowPlan by_vector = vector_by_vector(plan);
+  if (gaps.widest)
+    launch(RowPlan::launch_of(gaps.vectors, kPassThreads, 0), stream, "isotonic", measure_gaps, args, by_vector, gaps);
+  pool<Kind>(args, plan, vectors, gaps, stream);
+  if (gaps.widest)
+    launch(RowPlan::launch_of(ceil_div(gaps.vectors * gaps.chunks, kPassThreads / kWarpSize), kPassThreads, 0), stream,
+           "isotonic", write_by_differences, args, by_vector, gaps);
 }
 
 }  // namespace
@@ -309,7 +316,8 @@ size_t isotonic_workspace(const IsotonicArgs& call) {
   IsotonicArgs args = call;
   if (empty(args.shape)) return 0;
   const RowPlan plan = plan_of(args);
-  return plan.regime == Regime::kGrid ? LongVectors(args, plan, counts(args), nullptr).bytes : 0;
+  return bytes_of_long(LongVectors(args, plan, counts(args), nullptr), plan) +
+         Gaps(args, plan.vectors(args.shape), plan.n, nullptr).bytes(args);
 }
 
 void isotonic(const IsotonicArgs& call, void* workspace, void* stream) {

@@ -75,6 +75,7 @@ struct Pieces {
     const unsigned next = words[chunk] & ~((2u << j % kChunkElements) - 1);
     return next ? chunk * kChunkElements + lowest_bit(next) : ending[chunk];
   }
+  __device__ __forceinline__ bool alone(int j) const { return start_of_block(j) == j && end_of_block(j) == j + 1; }
   __device__ __forceinline__ Mass mass_at(int j) const { return mass(start_of_block(j), second ? 0 : end_of_block(j)); }
 };
 
