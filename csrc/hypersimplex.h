@@ -141,7 +141,7 @@ struct IsotonicTerm {
   const void* data;  // dtype of the call
   Strides strides;
   double scale;
-  bool logarithm;  // of what the above gives
+  bool logarithm;  // of what the above gives; not of a where the result is a - v
 };
 
 // The blocks of a vector: bit j % 32 of word [vector, j / 32] is set where a block starts, the bits behind the last
@@ -155,8 +155,8 @@ enum class IsotonicResult : int { kRegression = 0, kPrimal = 1, kExpPrimal = 2 }
 // Isotonic regression by pooling adjacent violators: v is constant on each block B of adjacent elements, with
 //     L2:  v_B = sum_B w (a - b) / sum_B w              argmin sum_j w_j (a_j - b_j - v_j)^2
 //     KL:  v_B = log sum_B exp(a) - log sum_B exp(b)    argmin sum_j exp(a_j - v_j) + exp(b_j) v_j
-// over v_1 >= ... >= v_n, or <= where `increasing` (L2). Blondel et al., "Fast Differentiable Sorting and Ranking",
-// arXiv 2002.08871. For KL, a and b must not increase.
+// over v_1 >= ... >= v_n, or <= where `increasing` (L2). For a - v, a and b must not increase. Blondel et al., "Fast
+// Differentiable Sorting and Ranking", arXiv 2002.08871. For KL, a and b must not increase.
 struct IsotonicArgs {
   DType dtype;
   Shape shape;

@@ -159,22 +159,20 @@ def _isotonic_in_torch(r: Regression, out: Tensor, share: Tensor, blocks: Tensor
         return t.to(wide).movedim(r.dim, -1)
 
     ramp = torch.arange(out.shape[r.dim], 0, -1, dtype=wide, device=out.device).expand_as(last(out))
-    a = r.a_scale * (ramp if r.a is None else last(r.a))
+    a = ramp if r.a is None else last(r.a)
     b = r.b_scale * (ramp if r.b is None else last(r.b))
     if r.b_logarithm:
         b = b.log()
-    if r.divergence == KL:
-        starts = reference.pool_adjacent_violators(a, b, logarithms=True)
-        total = reference.block_logsumexp(b, starts)
-        v = reference.block_logsumexp(a, starts) - total
+    if r.result != REGRESSION:
+        value, starts = reference.project_sorted(a, r.a_scale, b, r.divergence == KL)
+        value = value.exp() if r.result == EXP_PRIMAL else value
         if r.wants_share:
-            share.copy_((b - total).exp().movedim(-1, r.dim))
+            share.copy_((b - reference.block_logsumexp(b, starts)).exp().movedim(-1, r.dim))
     else:
         w = torch.ones_like(a) if r.weight is None else last(r.weight)
-        amount = w * (a - b)
+        amount = w * (r.a_scale * a - b)
         starts = reference.pool_adjacent_violators(-amount if r.increasing else amount, w)
-        v = reference.block_sum(amount, starts) / reference.block_sum(w, starts)
-    value = v if r.result == REGRESSION else a - v if r.result == PRIMAL else (a - v).exp()
+        value = reference.block_sum(amount, starts) / reference.block_sum(w, starts)
     value = (r.scale * value).movedim(-1, r.dim).to(out.dtype)
     if r.order is None:
         out.copy_(value)

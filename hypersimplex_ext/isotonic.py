@@ -322,7 +322,7 @@ def soft_sort(
     with torch.no_grad():  # what takes no part comes last, and far from the others in what is projected
         last = torch.where(present, x, sign * math.inf)
         last = last.amin(dim, keepdim=True) if descending else last.amax(dim, keepdim=True)
-        last = torch.nextafter(last, torch.full_like(last, -sign * math.inf))
+        last = torch.nextafter(last, torch.full_like(last, -sign * math.inf)).nan_to_num()
         z = torch.where(place < number, z, torch.finfo(x.dtype).min).expand(x.shape)
     y = _isotonic.soft_sort(torch.where(present, x, last), z, scale, sign, kl, dim)
     return torch.where(place < number, y, 0.0).to(values.dtype)

@@ -223,34 +223,51 @@ def soft_rank(x: Tensor, regularization: str = "l2", strength: float = 1.0, dim:
     With s the sorted x / strength, y = s - v put back in the order of x, v the non-increasing regression of s - w in
     least squares; for "kl", y = exp(s - v) with v = log sum_B exp(s) - log sum_B w on each block B.
     """
-    s, order = (_wide(x).movedim(dim, -1) / strength).sort(dim=-1, descending=True, stable=True)
+    s, order = _wide(x).movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
     w = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s)
-    v = _regression(s, w.log() if regularization == "kl" else w, regularization)
-    y = torch.exp(s - v) if regularization == "kl" else s - v
-    return torch.empty_like(y).scatter(-1, order, y).movedim(-1, dim)
+    kl = regularization == "kl"
+    y, _ = project_sorted(s, 1 / strength, w.log() if kl else w, kl)
+    return torch.empty_like(y).scatter(-1, order, y.exp() if kl else y).movedim(-1, dim)
 
 
 def soft_sort(x: Tensor, regularization: str = "l2", strength: float = 1.0, dim: int = -1) -> Tensor:
     """Project (n, ..., 1) / strength onto the permutahedron of -x, and negate: soft values in ascending order."""
     s = (-_wide(x).movedim(dim, -1)).sort(dim=-1, descending=True, stable=True).values
-    w = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s) / strength
-    return (_regression(w, s, regularization) - w).movedim(-1, dim)
+    ramp = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s)
+    return -project_sorted(ramp, 1 / strength, s, regularization == "kl")[0].movedim(-1, dim)
 
 
 def project_permutahedron(z: Tensor, w: Tensor, dim: int = -1) -> Tensor:
     """Project z onto the convex hull of the permutations of w, both [..., n, ...]: y = s - v put back in order."""
     s, order = _wide(z).movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
-    y = s - _regression(s, _wide(w).movedim(dim, -1).sort(dim=-1, descending=True, stable=True).values, "l2")
+    y, _ = project_sorted(s, 1.0, _wide(w).movedim(dim, -1).sort(dim=-1, descending=True, stable=True).values)
     return torch.empty_like(y).scatter(-1, order, y).movedim(-1, dim)
 
 
-def _regression(a: Tensor, b: Tensor, regularization: str) -> Tensor:
-    """Non-increasing v: mean_B(a - b) on each block, or log sum_B exp(a) - log sum_B exp(b)."""
-    if regularization == "kl":
-        starts = pool_adjacent_violators(a, b, logarithms=True)
-        return block_logsumexp(a, starts) - block_logsumexp(b, starts)
-    starts = pool_adjacent_violators(a - b, torch.ones_like(a))
-    return block_sum(a - b, starts) / block_sum(torch.ones_like(a), starts)
+def project_sorted(z: Tensor, scale: float, b: Tensor, kl: bool = False) -> tuple[Tensor, Tensor]:
+    """Compute y = a - v for a = scale * z and b, both not increasing along the last dimension, and the blocks' starts.
+
+    v does not increase and is mean_B(a - b) on each block B or, with `kl`, log sum_B exp(a) - log sum_B exp(b). Where a
+    and v are large, y is the small difference of large numbers. But it depends on differences within a block alone, and
+    no block reaches across a gap in a that is wider than all of b (and 2 log n, with `kl`): such gaps are narrowed
+    before neighbours are pooled.
+    """
+    with torch.no_grad():
+        n = z.shape[-1]
+        widest = 2 * (b[..., :1] - b[..., -1:] + (2 * math.log(max(n, 1)) if kl else 0))
+        gaps = (scale * -z.diff(dim=-1)).minimum(widest)
+        narrowed = -torch.nn.functional.pad(gaps, (1, 0)).cumsum(-1)
+        finite = z.isfinite().all(-1, keepdim=True)
+        amount = torch.where(finite, narrowed if kl else narrowed - b, math.nan)
+        starts = pool_adjacent_violators(amount, b if kl else torch.ones_like(b), logarithms=kl)
+    if n == 0:
+        return z * b, starts
+    first = torch.where(starts, torch.arange(n, device=z.device), 0).cummax(-1).values
+    a, of_b = scale * (z - z.gather(-1, first)), b.gather(-1, first)
+    if kl:
+        return of_b + (a - block_logsumexp(a, starts) + block_logsumexp(b - of_b, starts)), starts
+    size = block_sum(torch.ones_like(a), starts)
+    return of_b + (a - block_sum(a, starts) / size + block_sum(b - of_b, starts) / size), starts
 
 
 def pool_adjacent_violators(amount: Tensor, weight: Tensor, logarithms: bool = False) -> Tensor:

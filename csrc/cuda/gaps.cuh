@@ -37,7 +37,7 @@ class Terms {
         b_(args.b.strides, args.shape, plan, unit) {}
 
   __device__ __forceinline__ double a(int column, int64_t j) const {
-    if (!gaps_.widest) return args_.a.scale * entry(args_.a, a_, column, j);
+    if (!gaps_.widest) return term(args_.a, a_, column, j);
     const double widest = gaps_.widest[vector_ + column];
     if (widest < 0) return beyond(column, 0, j);
     const int64_t chunk = j / kChunkElements;
@@ -45,10 +45,7 @@ class Terms {
     for (int64_t i = chunk * kChunkElements + 1; i <= j; ++i) level -= gap(column, i, widest);
     return level;
   }
-  __device__ __forceinline__ double b(int column, int64_t j) const {
-    const double v = args_.b.scale * entry(args_.b, b_, column, j);
-    return args_.b.logarithm ? log(v) : v;
-  }
+  __device__ __forceinline__ double b(int column, int64_t j) const { return term(args_.b, b_, column, j); }
   // b before the logarithm, or its exponential where that is not taken.
   __device__ double weight(int64_t j) const {
     return args_.b.logarithm ? args_.b.scale * entry(args_.b, b_, 0, j) : exp(b(0, j));
@@ -71,6 +68,10 @@ class Terms {
   }
 
  private:
+  __device__ __forceinline__ double term(const IsotonicTerm& t, const Reach& reach, int column, int64_t j) const {
+    const double v = t.scale * entry(t, reach, column, j);
+    return t.logarithm ? log(v) : v;
+  }
   __device__ __forceinline__ double entry(const IsotonicTerm& t, const Reach& reach, int column, int64_t j) const {
     return t.data ? load_double(t.data, reach(column, j), args_.dtype) : double(n_ - j);
   }
