@@ -150,10 +150,11 @@ void forward(const LossArgs& args, void* loss, int threads) {
     }
 
     const ScratchArray<LaneSums> totals(end - begin);
-    sweep<LaneSums>(plan, inner_threads, end - begin, totals, [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
+    sweep(plan, inner_threads, end - begin, &totals[0], [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
       if (sparse && tails[i].length() > 0) return;
       const Panel panel(plan, begin + i);
-      const ScratchArray<T> x_buffer(kBlock), target_buffer(kBlock), weight_buffer(kBlock);
+      const ScratchArray<T> x_buffer(3 * kBlock);
+      T *const target_buffer = x_buffer + kBlock, *const weight_buffer = target_buffer + kBlock;
       View<const T> in = source(begin + i)(step, steps, x_buffer);
       View<const T> target = samples.targets(panel, step, steps, target_buffer);
       const T* weight = samples.weights(panel, step, steps, weight_buffer);
@@ -222,14 +223,16 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
     Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
     for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-      const ScratchArray<T> x_buffer(kBlock), target_buffer(kBlock), weight_buffer(kBlock), out_buffer(kBlock);
+      const ScratchArray<T> x_buffer(4 * kBlock);
+      T *const target_buffer = x_buffer + kBlock, *const weight_buffer = target_buffer + kBlock,
+               *const out_buffer = weight_buffer + kBlock;
       View<const T> in = samples.entries(panel, x, step, steps, x_buffer);
       View<const T> target = samples.targets(panel, step, steps, target_buffer);
       const T* weight = samples.weights(panel, step, steps, weight_buffer);
-      View<T> out = destination<In, T>(panel, grad, step, steps, out_buffer);
+      View<T> out = destination(panel, grad, step, steps, out_buffer);
       HYPERSIMPLEX_LOSS_VARIANT(sweep_loss_gradient, fenchel_young, samples.weighted(), in.at, target.at, weight, steps,
                                 in.stride, target.stride, plan.width, lanes[i], out.at, out.stride);
-      deliver<In, T>(panel, grad, step, steps, out, out_buffer);
+      deliver(panel, grad, step, steps, out, out_buffer);
     });
   };
   const int team = threads_for(plan, threads);
