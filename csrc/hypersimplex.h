@@ -33,7 +33,7 @@ struct PerVector {
 // What the solver leaves per vector, and all that a backward pass needs beside its input: the threshold as the
 // unevaluated sum t = p + d, p the value of the compute type (float32, or float64 for float64 input) nearest to t,
 // so that x - p is exact near the threshold whatever the scale of x. Non-finite p marks the special rows:
-//     p = nan    the vector holds a NaN, or its k or tau is out of range: y is NaN
+//     p = nan    the vector holds a NaN, k is not in [0, n] or tau no positive normal number: y is NaN
 //     p = +inf   y = d where x = +inf, 0 elsewhere (k = 0, or at least k entries are +inf)
 //     p = -inf   y = 1 where x > -inf, 0 elsewhere (at most k entries take part)
 // In these A is empty. An entry takes part unless it is -inf. Where A is empty and p finite, t is the middle of the

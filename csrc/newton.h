@@ -7,7 +7,8 @@
 // Unsafeguarded, Newton cycles; here it stays inside a bracket and yields to the secant and to bisection.
 //
 // t is the unevaluated sum p + d of doubles with p representable in T and nearest to t, so that x - p is exact near
-// the threshold and nothing depends on the scale of x / tau.
+// the threshold and nothing depends on the scale of x / tau. A double resolves t to 2^-1074, an ulp of tau only if tau
+// is a normal number: smaller ones are refused.
 #pragma once
 
 #include <cmath>
@@ -37,6 +38,17 @@ struct BitsOf<double> {
 
 template <class T>
 constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
+
+HYPERSIMPLEX_HOST_DEVICE bool is_temperature(double tau) { return tau >= 0x1p-1022 && tau < HUGE_VAL; }
+
+// Temperatures below this can be summed up, those of a block of entries in T and those of a vector in double; for
+// others f is had in another unit, a power of two.
+template <class T>
+constexpr double kMostTau = double(kLargest<T>) * (sizeof(T) == 4 ? 0x1p-14 : 0x1p-64);
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE double unit_of(double tau) {
+  return tau < kMostTau<T> ? 1 : 0x1p-64;
+}
 
 // An integer that orders as the number does: 0 for both zeros, one step per representable number.
 template <class T>
@@ -131,6 +143,7 @@ enum class SearchStatus : int {
 template <class T>
 struct Search {
   static constexpr int kPatience = 16;
+  static constexpr double kTight = sizeof(T) == 4 ? 1e-9 : 0x1p-50;  // of tau, to which rounding lets f tell the root
   double k, tau;
   Pair t;       // where f is to be evaluated next
   Pair lo, hi;  // f(lo) > 0 > f(hi)
@@ -148,8 +161,8 @@ struct Search {
   HYPERSIMPLEX_HOST_DEVICE void start(double k_, double tau_, double count, double infinite, T min, T max, double mean,
                                       double variance, double z) {
     set(k_, tau_, {double(min), -tau_}, {double(max), 0.0});
-    f_lo = (count + infinite - k) * tau;
-    f_hi = (infinite - k) * tau;
+    f_lo = (count + infinite - k) * (tau * unit());
+    f_hi = (infinite - k) * (tau * unit());
     double share = tau * ((k - infinite) / count);
     Pair least = renormalised<T>(double(min), -share), most = renormalised<T>(double(max), -share);
     t = renormalised<T>(moment_guess(mean, variance, tau, z), 0.0);
@@ -168,11 +181,14 @@ struct Search {
     return true;
   }
 
+  // Of values of f, and of S as a sweep is to return it.
+  HYPERSIMPLEX_HOST_DEVICE double unit() const { return unit_of<T>(tau); }
+
   HYPERSIMPLEX_HOST_DEVICE bool inside(Pair u) const { return difference(u, lo) > 0 && difference(hi, u) > 0; }
 
   // A wide bracket is narrowed at numbers of type T alone: entries are such numbers, so where those are sparse,
   // thresholds between two of them differ only within tau below the upper one.
-  HYPERSIMPLEX_HOST_DEVICE bool wide() const { return difference(hi, lo) > 64 * tau; }
+  HYPERSIMPLEX_HOST_DEVICE bool wide() const { return difference(hi, lo) * 0x1p-6 > tau; }
 
   // The middle of the bracket: of the numbers between its ends where it is wide, so that one far outlier costs few
   // steps, and of its length where it is narrow.
@@ -189,9 +205,9 @@ struct Search {
   // Invariant: the root lies between lo and hi, which are never evaluated again.
   HYPERSIMPLEX_HOST_DEVICE void step(const Sweep& at) {
     double active = at.g - at.h;
-    double rest = (at.h - k) * tau + at.S;
+    double rest = (at.h - k) * (tau * unit()) + at.S;
     double f = value(at, t);
-    Pair newton = active > 0 ? renormalised<T>(t.p, rest / active) : t;
+    Pair newton = active > 0 ? renormalised<T>(t.p, rest / active / unit()) : t;
     double width = difference(hi, lo);
     if (f > 0) {
       lo = t;
@@ -203,7 +219,7 @@ struct Search {
     double narrowed = difference(hi, lo);
     flat = 0;
     bool same = at.g == last_g && at.h == last_h;  // t solves these very counts, so newton does, and exactly
-    bool tight = narrowed <= 1e-9 * tau;           // rounding decides on which side of t an entry falls
+    bool tight = narrowed <= kTight * tau;         // rounding decides on which side of t an entry falls
     if (same || tight || f == 0) {
       // With h = k or g = k on the root's own piece every active entry is exactly zero, or exactly one.
       status = at.h == k ? SearchStatus::kGapBelow : at.g == k ? SearchStatus::kGapAbove : SearchStatus::kFound;
@@ -251,7 +267,7 @@ struct Search {
 
   // f(u) by the sweep at u
   HYPERSIMPLEX_HOST_DEVICE double value(const Sweep& at, Pair u) const {
-    return (at.h - k) * tau + at.S - (at.g - at.h) * u.d;
+    return (at.h - k) * (tau * unit()) + at.S - (at.g - at.h) * (u.d * unit());
   }
 
   HYPERSIMPLEX_HOST_DEVICE void aim(bool by_secant) {
@@ -265,8 +281,8 @@ struct Search {
 // The middle of the thresholds that separate ones at or above `one` from zeros at or below `zero`.
 template <class T>
 HYPERSIMPLEX_HOST_DEVICE Pair gap_middle(T zero, T one, double tau) {
-  double width = (double(one) - double(zero)) - tau;
-  return renormalised<T>(double(zero), width > 0 ? 0.5 * width : 0.0);
+  double half = (0.5 * double(one) - 0.5 * double(zero)) - 0.5 * tau;  // as one - zero may overflow
+  return renormalised<T>(double(zero), half > 0 ? half : 0.0);
 }
 
 // The whole part of a fraction of a number, of the fraction as it is written: .29 of 100 is 29, though .29 * 100 in

@@ -79,12 +79,14 @@ def mass(k: object, n: int) -> float:
 
 
 def temperature(tau: object, name: str = "tau", kinds: str = "a real number or a Tensor") -> float:
-    """A number in (0, inf)."""
+    """A number in (0, inf) that is no subnormal one: a threshold in logit units has to be resolved to an ulp of it."""
     tau = number(name, tau, kinds)
     if type(tau) is int:
         tau = _float(tau)
     if not 0 < tau < math.inf:
         raise ValueError(f"{name} must lie in (0, inf), got {tau}")
+    if tau < reference.LEAST_TEMPERATURE:
+        raise ValueError(f"{name} must be a normal number, at least {reference.LEAST_TEMPERATURE:.4g}, got {tau}")
     return tau
 
 

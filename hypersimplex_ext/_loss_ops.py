@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _layout
 from ._backends import Backend, backend_of
-from ._ops import DTYPES, _operator, check_values, contiguous
+from ._ops import DTYPES, _operator, check_temperatures, check_values, contiguous
 
 STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
 
@@ -88,7 +88,7 @@ class LossCall(NamedTuple):
         if tensors[3] is not None:
             check_values("k", tensors[3], self.samples)
         if tensors[4] is not None:
-            check_values("tau", tensors[4])
+            check_temperatures(tensors[4])
         loss = torch.empty_like(self.loss)
         self.backend.call(self.kernels.forward, loss.device, tensors, loss)
         return loss

@@ -110,7 +110,7 @@ def threshold(
 ) -> tuple[Tensor, Tensor]:
     """The projection of Eq. 4.3, like `x`, and its state."""
     check_values("k", k_values, x.shape[dim])
-    check_values("tau", tau_values)
+    check_temperatures(tau_values)
     x, layout = _filled(x, mask, dim)
     call = projection_call(x, dim)
     if call is not None:
@@ -270,6 +270,18 @@ def check_values(name: str, values: Tensor | None, n: int | None = None) -> None
     if wrong.numel():
         interval = "(0, inf)" if n is None else f"[0, {n}]"
         raise ValueError(f"{name} must lie in {interval}, got {wrong.flatten()[0].item():g}")
+
+
+def check_temperatures(values: Tensor | None) -> None:
+    """Raise for temperatures that are not positive normal numbers, likewise."""
+    if values is None or values.device.type != "cpu":
+        return
+    wrong = values[~reference.is_temperature(values)]
+    if wrong.numel():
+        tau = wrong.flatten()[0].item()
+        if 0 < tau < math.inf:
+            raise ValueError(f"tau must be a normal number, at least {reference.LEAST_TEMPERATURE:.4g}, got {tau:g}")
+        raise ValueError(f"tau must lie in (0, inf), got {tau:g}")
 
 
 # ---- batching rules: the new dimension goes in front, but behind the rows of a state ----

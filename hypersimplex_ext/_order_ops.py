@@ -278,7 +278,7 @@ def threshold_pav(
 ) -> tuple[Tensor, Tensor]:
     """`threshold` by sorting and isotonic regression, with the same state."""
     _ops.check_values("k", k_values, x.shape[dim])
-    _ops.check_values("tau", tau_values)
+    _ops.check_temperatures(tau_values)
     y, state = _ops.threshold_fake(x, mask, k_values, k, tau_values, tau, dim)
     n = x.shape[dim]
     if x.numel() == 0:
@@ -301,8 +301,9 @@ def threshold_pav(
     found = isotonic(*Regression(dim, s, b=w, order=order, result=PRIMAL))[0]
 
     height = found.gather(dim, order.gather(dim, rank).long()).to(state.dtype)  # y of the K-th largest
-    d = torch.where(height < 1, -width * height, -0.5 * (pivot - following + width))
-    p = (pivot + d).to(compute).to(state.dtype)  # the nearest number that entries can have
+    d = reference.offset_of_gap(mass, rank, pivot, following, width, -width * height)
+    most = torch.finfo(compute).max
+    p = (pivot + d).clamp(-most, most).to(compute).to(state.dtype)  # the nearest number that entries can have
     state.copy_(reference.with_special_rows(p, (pivot - p) + d, z, mass, width, dim))
     regular = state[0].isfinite().unsqueeze(dim)
     return y.copy_(torch.where(regular, found, reference.evaluate(x, state, temperature, dim).to(compute))), state

@@ -73,7 +73,7 @@ def soft_binary_argmax(
             Half types are computed in float32. Under autocast, half logits are taken as float32.
         k: Mass, the sum of y: a number in [0, n], fractions allowed, or a tensor that broadcasts to the shape of
             `input` without dimension `dim`.
-        tau: Temperature in the units of `input`: a number in (0, inf), or a tensor like `k`.
+        tau: Temperature in the units of `input`: a number in [2^-1022, inf), the normal ones, or a tensor like `k`.
         dim: The dimension to project along.
         mask: Bool tensor that broadcasts to the shape of `input`; True entries take part, the others are as -inf.
         return_threshold: Also return t.
@@ -280,7 +280,7 @@ def hypersimplex_loss(
             [0, 1]: that fraction of the samples, rounded down (.29 of 100 is 29). An int in [0, n]: this number (1 is
             one sample, 1.0 the whole batch). A tensor [C], or of one element for all classes: these numbers, fractions
             allowed.
-        tau: Temperature in the units of `input`: a number in (0, inf), or a tensor [C].
+        tau: Temperature in the units of `input`: a number in [2^-1022, inf), the normal ones, or a tensor [C].
         kind: "squared" or "fenchel_young".
         weight: Weight of each class, [C].
         sample_weight: Weight of each sample, [n] or [N, d1, ...]. It has no part in the projection or in k.

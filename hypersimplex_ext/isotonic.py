@@ -215,7 +215,7 @@ def soft_rank(
         values: x, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
             Under autocast, halves are taken as float32.
         regularization: "l2" (Euclidean, piecewise linear) or "kl" (entropic, smooth within a block).
-        regularization_strength: epsilon, a number in (0, inf), in the units of `values`.
+        regularization_strength: epsilon, a number in [2^-1022, inf), in the units of `values`.
         dim: The dimension to rank along.
         descending: Rank 1 for the largest entry instead: the ranks of -x.
         mask: Bool tensor that broadcasts to the shape of `values`; entries where it is False take no part: of m that
@@ -281,7 +281,7 @@ def soft_sort(
         values: x, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
             Under autocast, halves are taken as float32.
         regularization: "l2" (Euclidean, piecewise linear) or "kl" (entropic, smooth within a block).
-        regularization_strength: epsilon, a number in (0, inf), in one over the units of `values`.
+        regularization_strength: epsilon, a number in [2^-1022, inf), in one over the units of `values`.
         dim: The dimension to sort along.
         descending: In descending order instead, from the permutahedron of x.
         mask: Bool tensor that broadcasts to the shape of `values`; entries where it is False take no part: the first m

@@ -21,7 +21,7 @@ class SoftBinaryArgmax(Module):
 
     Args:
         k: Mass, the sum along `dim`: a number in [0, n] or a tensor that broadcasts to the other dimensions.
-        tau: Temperature: a number in (0, inf) or a tensor like `k`. An `nn.Parameter` is learned.
+        tau: Temperature: a number in [2^-1022, inf) or a tensor like `k`. An `nn.Parameter` is learned.
         dim: The dimension to project along.
         solver: "threshold", or "pav" for the paper's sort and isotonic regression.
 

@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 2.0**-1022  # the smallest normal number; a threshold is resolved to 2^-1074, an ulp of it
 _HALVINGS = 64
 
 
@@ -89,9 +90,17 @@ def threshold(x: Tensor, k: float | Tensor, tau: float | Tensor = 1.0, dim: int 
     ones = (u >= 1).sum(dim, keepdim=True)
     among = active.sum(dim, keepdim=True).clamp(min=1)
     exact = ((ones - mass) + torch.where(active, offset, 0.0).sum(dim, keepdim=True)) / among
-    gap = (mass == rank + 1) & (pivot - following >= width)
-    d = torch.where(gap, -0.5 * (pivot - following + width), width * exact)
+    d = offset_of_gap(mass, rank, pivot, following, width, width * exact)
     return with_special_rows(pivot, d, z, mass, width, dim)
+
+
+def offset_of_gap(
+    mass: Tensor, rank: Tensor, pivot: Tensor, following: Tensor, width: Tensor, offset: Tensor
+) -> Tensor:
+    """Give t relative to the K-th largest entry, `pivot`: `offset`, or the middle of the gap where none is active."""
+    gap = (mass == rank + 1) & (pivot - following >= width)
+    middle = (0.5 * following - 0.5 * pivot) - 0.5 * width  # halves, as pivot - following may overflow
+    return torch.where(gap, middle.clamp(min=-torch.finfo(middle.dtype).max), offset)
 
 
 def with_special_rows(p: Tensor, d: Tensor, z: Tensor, mass: Tensor, width: Tensor, dim: int) -> Tensor:
@@ -103,9 +112,14 @@ def with_special_rows(p: Tensor, d: Tensor, z: Tensor, mass: Tensor, width: Tens
     present = (z != -math.inf).sum(dim, keepdim=True)
     p, d = _special(p, d, mass <= infinite, math.inf, torch.nan_to_num(mass / infinite))
     p, d = _special(p, d, (mass > infinite) & (mass >= present), -math.inf, 0.0)
-    invalid = ~((mass >= 0) & (mass <= z.shape[dim]) & (width > 0) & (width < math.inf))
+    invalid = ~((mass >= 0) & (mass <= z.shape[dim]) & is_temperature(width))
     p, d = _special(p, d, invalid | z.isnan().any(dim, keepdim=True), math.nan, math.nan)
     return torch.stack((p.squeeze(dim), d.squeeze(dim)))
+
+
+def is_temperature(tau: Tensor) -> Tensor:
+    """Whether these are positive normal numbers of the type they are kept in."""
+    return (tau >= torch.finfo(tau.dtype).tiny) & (tau < math.inf)
 
 
 def _special(p: Tensor, d: Tensor, where: Tensor, code: float, value: float | Tensor) -> tuple[Tensor, Tensor]:

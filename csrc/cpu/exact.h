@@ -9,14 +9,9 @@
 namespace hypersimplex {
 namespace cpu {
 
-struct ExactRoot {
-  Pair t;
-  SearchStatus status;
-};
-
 // x holds count finite entries and is sorted in place; 0 < k < count.
-ExactRoot exact_root(float* x, int64_t count, double k, double tau);
-ExactRoot exact_root(double* x, int64_t count, double k, double tau);
+Pair exact_root(float* x, int64_t count, double k, double tau);
+Pair exact_root(double* x, int64_t count, double k, double tau);
 
 }  // namespace cpu
 }  // namespace hypersimplex

@@ -153,18 +153,18 @@ class PanelProduct {
   void multiply_lanes(int threads) {
     const Plan& plan = panel_.plan;
     const bool one_block = plan.steps <= plan.block_steps && plan.full_steps == plan.steps;
-    const ScratchArray<T> x_kept(one_block ? kBlock : 0), v_kept(one_block ? kBlock : 0);
+    const ScratchArray<T> kept(one_block ? 2 * kBlock : 0);
     View<const T> x{}, v{};
     // Calls body(x, v) for a block; one that is the only one is fetched once.
     auto with_entries = [&](int64_t step, int64_t steps, const auto& body) {
       if (!one_block) {
-        const ScratchArray<T> x_buffer(kBlock), v_buffer(kBlock);
-        return body(fetch(panel_, x_, step, steps, -T(HUGE_VAL), x_buffer),
-                    fetch(panel_, v_, step, steps, T(0), v_buffer));
+        const ScratchArray<T> buffers(2 * kBlock);
+        return body(fetch(panel_, x_, step, steps, -T(HUGE_VAL), buffers),
+                    fetch(panel_, v_, step, steps, T(0), buffers + kBlock));
       }
       if (!x.at) {
-        x = fetch(panel_, x_, step, steps, -T(HUGE_VAL), x_kept);
-        v = fetch(panel_, v_, step, steps, T(0), v_kept);
+        x = fetch(panel_, x_, step, steps, -T(HUGE_VAL), kept);
+        v = fetch(panel_, v_, step, steps, T(0), kept + kBlock);
       }
       body(x, v);
     };

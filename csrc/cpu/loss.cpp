@@ -154,16 +154,15 @@ void forward(const LossArgs& args, void* loss, int threads) {
     }
 
     const ScratchArray<LaneSums> totals(end - begin);
-    sweep<LaneSums>(
-        plan, inner_threads, end - begin, totals, [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
-          if (sparse && tails[i].length() > 0) return;
-          const Panel panel(plan, begin + i);
-          const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-          const ScratchArray<T> x_buffer(kBlock), target_buffer(kBlock), weight_buffer(kBlock);
-          const auto in = samples.block(panel, x, step, steps, x_buffer, target_buffer, weight_buffer);
-          HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.x.at, in.target.at, in.weight,
-                                    steps, in.x.stride, in.target.stride, plan.width, lanes[i], out);
-        });
+    sweep(plan, inner_threads, end - begin, &totals[0], [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
+      if (sparse && tails[i].length() > 0) return;
+      const Panel panel(plan, begin + i);
+      const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
+      const ScratchArray<T> buffers(3 * kBlock);
+      const auto in = samples.block(panel, x, step, steps, buffers, buffers + kBlock, buffers + 2 * kBlock);
+      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.x.at, in.target.at, in.weight, steps,
+                                in.x.stride, in.target.stride, plan.width, lanes[i], out);
+    });
     for (int64_t i = begin; sparse && i < end; ++i)
       if (tails[i - begin].length() > 0)
         sum_tops(samples, Panel(plan, i), tails[i - begin], lanes[i - begin], state.k, totals[i - begin]);
@@ -228,13 +227,14 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
     Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
     for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-      const ScratchArray<T> x_buffer(kBlock), target_buffer(kBlock), weight_buffer(kBlock), out_buffer(kBlock);
-      const auto in = samples.block(panel, x, step, steps, x_buffer, target_buffer, weight_buffer);
-      View<T> out = destination<In, T>(panel, grad, step, steps, out_buffer);
+      const ScratchArray<T> buffers(4 * kBlock);
+      T* const out_buffer = buffers + 3 * kBlock;
+      const auto in = samples.block(panel, x, step, steps, buffers, buffers + kBlock, buffers + 2 * kBlock);
+      View<T> out = destination(panel, grad, step, steps, out_buffer);
       HYPERSIMPLEX_LOSS_VARIANT(sweep_loss_gradient, fenchel_young, samples.weighted(), in.x.at, in.target.at,
                                 in.weight, steps, in.x.stride, in.target.stride, plan.width, lanes[i], out.at,
                                 out.stride);
-      deliver<In, T>(panel, grad, step, steps, out, out_buffer);
+      deliver(panel, grad, step, steps, out, out_buffer);
     });
   };
   const int team = threads_for(plan, threads);

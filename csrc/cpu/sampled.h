@@ -59,8 +59,8 @@ class Undecided {
       if (out.count_ > most) return;
       if (out.capacity_ == 0) out.reserve(expected / threads + kBlock, bracket.open());
       out.decided = {};
+      const ScratchArray<T> buffer(kBlock);
       for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-        const ScratchArray<T> buffer(kBlock);
         out.add(entries(step, steps, buffer).at, step * plan.width, steps * plan.width, bracket);
         visit(step, steps);
       });
@@ -140,8 +140,7 @@ class Undecided {
     struct Hit {
       int64_t at;
       unsigned lanes;
-    };
-    const ScratchArray<Hit> hits(kBlock / kGroup + 1);
+    } hits[kBlock / kGroup + 1];
     alignas(64) T floors[kGroup];
     for (int l = 0; l < kGroup; ++l) floors[l] = floor;
     int found = 0;

@@ -1,6 +1,6 @@
-// Memory of the thread at hand for what would be too large for its stack, which may be 128 KiB (musl, OMP_STACKSIZE) where
-// a solver and its buffers take several times that. It is handed out like a stack, so taking some costs a few
-// instructions and finds it in the cache; a thread keeps at most kScratch bytes for its next call.
+// Memory of the thread at hand for what would be too large for its stack, which may be 128 KiB (musl, OMP_STACKSIZE)
+// where a solver and its buffers take several times that. It is handed out like a stack, so taking some costs a few
+// instructions and finds it in the cache; a thread keeps at most ScratchStack::kBytes for its next call.
 #pragma once
 
 #include <cstddef>
@@ -13,22 +13,44 @@
 namespace hypersimplex {
 namespace cpu {
 
-constexpr size_t kScratch = size_t(1) << 20;
+struct ScratchStack {
+  static constexpr size_t kBytes = size_t(1) << 20;
+  static constexpr std::align_val_t kLine{64};
+  char* begin;  // null before a thread first takes some
+  size_t used;
 
-// On a cache line and not initialised. What was taken last is given back first.
-void* take_scratch(size_t bytes);
-void return_scratch(void* memory, size_t bytes) noexcept;
+  void allocate();
+};
+extern __thread ScratchStack scratch_stack;  // unlike thread_local never asks whether it has been made
 
+// On a cache line and not initialised. Scopes give back first what they took last.
 class ScratchMemory {
  public:
-  explicit ScratchMemory(size_t bytes) : bytes_(bytes), begin_(take_scratch(bytes)) {}
+  explicit ScratchMemory(size_t bytes) : bytes_((bytes + 63) / 64 * 64) {
+    if (bytes == 0) return;
+    ScratchStack& stack = scratch_stack;
+    if (!stack.begin) stack.allocate();
+    if (bytes_ > ScratchStack::kBytes - stack.used) {  // seldom, and not kept
+      begin_ = ::operator new(bytes_, ScratchStack::kLine);
+      return;
+    }
+    owner_ = &stack;
+    begin_ = stack.begin + stack.used;
+    stack.used += bytes_;
+  }
   ScratchMemory(const ScratchMemory&) = delete;
-  ~ScratchMemory() { return_scratch(begin_, bytes_); }
-  void* begin() const { return begin_; }
+  ~ScratchMemory() {
+    if (owner_)
+      owner_->used -= bytes_;
+    else if (begin_)
+      ::operator delete(begin_, ScratchStack::kLine);
+  }
+  void* begin() const { return begin_; }  // null where no bytes were asked for
 
  private:
   const size_t bytes_;
-  void* const begin_;
+  ScratchStack* owner_ = nullptr;
+  void* begin_ = nullptr;
 };
 
 }  // namespace cpu

@@ -85,7 +85,7 @@ class ShortSearch {
       rest[l] = T(mass[l] - int(mass[l]));
       temperature[l] = T(tau[l]);
       quantile[l] = T(z[l]);
-      inner[l] = (mass[l] > 0) & (mass[l] < double(n));
+      inner[l] = (whole[l] + rest[l] > 0) & ((T(n) - whole[l]) - rest[l] > 0);  // also as rounded to T
     }
     const V count = V{} + T(n), share = V{} + 1 / T(n);
     for (int i = 0; i < kCount; ++i) {

@@ -51,6 +51,9 @@ class PanelSolver {  // large: to be had as Scratch
     if (gaps_ > 0) centre_gaps(p, d);
   }
 
+  // Lanes for the projection: the search is over.
+  Lanes<T>& lanes() { return lanes_; }
+
   // All entries of a long vector that are not zero and some more, where they are few; or null.
   const Undecided<T>* tops() const { return tops_ ? &undecided_ : nullptr; }
 
@@ -97,7 +100,7 @@ class PanelSolver {  // large: to be had as Scratch
   template <class Accumulator, class Body>
   void sweep_entries(Accumulator& total, const Body& body) {
     sweep(plan_, threads_, total, [&](int64_t step, int64_t steps, Accumulator& out) {
-      const ScratchArray<T> buffer(kBlock);
+      const ScratchArray<T> buffer(kept_.at ? 0 : kBlock);
       View<const T> x = entries(step, steps, buffer);
       body(x.at, steps, x.stride, out, step < plan_.full_steps);
     });
@@ -120,7 +123,8 @@ class PanelSolver {  // large: to be had as Scratch
   // The lanes from `first` on, kGroups groups of them or as many as there are, and moves `first` behind them. Not
   // inlined, so that its frame does not add to those of what comes after.
   template <int kGroups>
-  __attribute__((noinline)) bool solve_groups(int& first, const PerVector& k, const PerVector& tau, double* p, double* d) {
+  __attribute__((noinline)) bool solve_groups(int& first, const PerVector& k, const PerVector& tau, double* p,
+                                              double* d) {
     if constexpr (kGroups > 1) {
       if (plan_.width - first < kGroups * kGroup) return solve_groups<kGroups / 2>(first, k, tau, p, d);
     }
@@ -199,8 +203,7 @@ class PanelSolver {  // large: to be had as Scratch
     View<const T> head = entries(0, 1, first);
     for (int c = 0; c < columns_; ++c) shift[c] = head.at[c] - head.at[c] == 0 ? head.at[c] : T(0);
     repeat(shift, plan_.width, columns_);
-    const Scratch<LaneMoments<T>> swept;
-    LaneMoments<T>& moments = *swept;
+    LaneMoments<T>& moments = totals_;
     bool all_finite = true;
     for (bool checked : {false, true}) {
       sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out, bool full) {
@@ -214,7 +217,8 @@ class PanelSolver {  // large: to be had as Scratch
       if (finite) break;
     }
     for (int c = 0; c < panel_.live; ++c) all_finite &= moments.sums.a[c] == double(plan_.n);
-    const Scratch<LaneSums> special;  // a = #{+inf}, b = #{not nan}, the padding's entries among them
+    const ScratchArray<LaneSums> special(
+        all_finite ? 0 : 1);  // a = #{+inf}, b = #{not nan}, the padding's entries among them
     if (!all_finite)
       sweep_entries(*special, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
         sweep_special(x, steps, stride, plan_.width, out);
@@ -229,10 +233,10 @@ class PanelSolver {  // large: to be had as Scratch
       if (c >= panel_.live || solved_[c]) continue;
       int64_t v = panel_.vector(c);
       double mass = at(k, v), temperature = at(tau, v), count = moments.sums.a[c];
-      double infinite = all_finite ? 0 : special->a[c];
+      double infinite = all_finite ? 0 : special[0].a[c];
       p[c] = d[c] = 0;
-      bool valid = mass >= 0 && mass <= double(plan_.n) && temperature > 0 && temperature < HUGE_VAL;
-      if (!valid || (!all_finite && special->b[c] < entries_swept)) {
+      bool valid = mass >= 0 && mass <= double(plan_.n) && is_temperature(temperature);
+      if (!valid || (!all_finite && special[0].b[c] < entries_swept)) {
         p[c] = NAN;
       } else if (infinite >= mass) {
         p[c] = HUGE_VAL;
@@ -274,23 +278,21 @@ class PanelSolver {  // large: to be had as Scratch
 
   // One vector's counts and sum at t.
   Sweep evaluate(Pair t, double tau) {
-    const Scratch<LaneSums> sums;
     thresholds_.set(0, t);
     thresholds_.tau[0] = tau;
     set_lanes(lanes_, thresholds_, plan_.width, columns_);
-    sweep_thresholds(*sums);
-    return result(*sums, 0);
+    sweep_thresholds(totals_.sums);
+    return result(totals_.sums, 0);
   }
 
   void step(double* p, double* d) {
-    const Scratch<LaneSums> sums;
     set_lanes(lanes_, thresholds_, plan_.width, columns_);
-    sweep_thresholds(*sums);
+    sweep_thresholds(totals_.sums);
     bool flat = false;
     for (int c = 0; c < columns_; ++c) {
       if (!searching_at_[c]) continue;
       Search<T>& search = search_[c];
-      search.step(result(*sums, c));
+      search.step(result(totals_.sums, c));
       thresholds_.set(c, search.t);
       flat |= search.flat != 0;
       if (search.status != SearchStatus::kSearching) settle(c, p, d);
@@ -306,12 +308,11 @@ class PanelSolver {  // large: to be had as Scratch
       bool leaves = searching_at_[c] && search.flat != 0;
       floor[c] = leaves ? active_floor<T>(search.flat < 0 ? search.hi : search.lo) : T(0);
     }
-    const Scratch<LaneRange<T>> range;
-    sweep_edges(floor, *range);
+    sweep_edges(floor, totals_.range);
     for (int c = 0; c < columns_; ++c) {
       Search<T>& search = search_[c];
       if (!searching_at_[c] || search.flat == 0) continue;
-      search.jump(range->high[c], range->low[c]);
+      search.jump(totals_.range.high[c], totals_.range.low[c]);
       thresholds_.set(c, search.t);
     }
   }
@@ -351,10 +352,8 @@ class PanelSolver {  // large: to be had as Scratch
           }
         });
       }
-      cpu::ExactRoot root = cpu::exact_root(list.get(), count, search_[c].k - infinite, search_[c].tau);
-      search_[c].t = root.t;
-      search_[c].status = root.status;
-      thresholds_.set(c, root.t);
+      search_[c].t = cpu::exact_root(list.get(), count, search_[c].k - infinite, search_[c].tau);
+      search_[c].status = SearchStatus::kFound;
       settle(c, p, d);
     }
   }
@@ -365,11 +364,10 @@ class PanelSolver {  // large: to be had as Scratch
     for (int c = 0; c < columns_; ++c)
       if (c < panel_.live && search_[c].status == SearchStatus::kGapBelow)
         lanes_.floor[c] = from_ordered<T>(to_ordered(lanes_.ceiling[c]) - 1);
-    const Scratch<LaneRange<T>> range;
-    sweep_edges(lanes_.floor, *range);
+    sweep_edges(lanes_.floor, totals_.range);
     for (int c = 0; c < panel_.live; ++c) {
       if (search_[c].status != SearchStatus::kGapBelow && search_[c].status != SearchStatus::kGapAbove) continue;
-      Pair t = gap_middle<T>(range->high[c], range->low[c], search_[c].tau);
+      Pair t = gap_middle<T>(totals_.range.high[c], totals_.range.low[c], search_[c].tau);
       p[c] = t.p;
       d[c] = t.d;
     }
@@ -386,6 +384,7 @@ class PanelSolver {  // large: to be had as Scratch
   alignas(64) T buffer_[kBlock], last_buffer_[kMaxLanes];
   Thresholds thresholds_;
   Lanes<T> lanes_;
+  LaneMoments<T> totals_;  // of the last sweep
   Search<T> search_[kMaxLanes];
   bool searching_at_[kMaxLanes], solved_[kMaxLanes], huge_at_[kMaxLanes];  // huge: sums in T would overflow
   int searching_ = 0, huge_ = 0, gaps_ = 0;

@@ -23,7 +23,7 @@ class Tail {
     if (plan.columns != plan.width || plan.n < kLeast || plan.n > INT32_MAX) return;
     for (int c = 0; c < panel.live; ++c) {
       double mass = at(k, panel.vector(c)), temperature = at(tau, panel.vector(c));
-      if (!(mass >= 0 && mass <= kSmall * double(plan.n) && temperature > 0 && temperature < HUGE_VAL)) return;
+      if (!(mass >= 0 && mass <= kSmall * double(plan.n) && is_temperature(temperature))) return;
     }
     open_ = bound(panel, entries, k, tau);
     if (!open_) return;
@@ -37,8 +37,9 @@ class Tail {
   // Every entry of the chunk above the floor, and every NaN.
   template <class Entries>
   void collect(const Plan& plan, int64_t chunk, const Entries& entries) {
+    if (!open_) return;
+    const ScratchArray<T> buffer(kBlock);
     for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-      const ScratchArray<T> buffer(kBlock);
       if (open_) open_ = collect(entries(step, steps, buffer), step, steps);
     });
   }
@@ -96,8 +97,7 @@ class Tail {
       int64_t step;
       int group;
       unsigned lanes;
-    };
-    const ScratchArray<Hit> hits(kBlock / kGroup + 1);
+    } hits[kBlock / kGroup + 1];
     int found = 0;
     for (int64_t s = 0; s < steps; ++s) {
       for (int g = 0; g < width_; g += kGroup) {

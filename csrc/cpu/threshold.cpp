@@ -81,8 +81,7 @@ void project(const ThresholdArgs& args, int threads) {
     }
     Operand<In> y(static_cast<In*>(args.y), args.y_strides, panel);
     solver->solve(args.k, args.tau, p, d, [&](int64_t step, int64_t steps) { clear(panel, y, step, steps); });
-    const Scratch<Lanes<T>> projection;
-    Lanes<T>& lanes = *projection;
+    Lanes<T>& lanes = solver->lanes();
     set_projection(lanes, panel, p, d, args.tau);
     if (const Undecided<T>* tops = solver->tops()) {
       tops->for_each([&](int64_t j, T e) {
@@ -91,11 +90,12 @@ void project(const ThresholdArgs& args, int threads) {
       });
     } else {
       for_each_chunk(plan, inner_threads, [&](int64_t step, int64_t steps) {
-        const ScratchArray<T> in_buffer(kBlock), out_buffer(kBlock);
+        const ScratchArray<T> in_buffer(2 * kBlock);
+        T* const out_buffer = in_buffer + kBlock;
         View<const T> in = solver->entries(step, steps, in_buffer);
-        View<T> out = destination<In, T>(panel, y, step, steps, out_buffer);
+        View<T> out = destination(panel, y, step, steps, out_buffer);
         sweep_project(in.at, steps, in.stride, plan.width, lanes, out.at, out.stride);
-        deliver<In, T>(panel, y, step, steps, out, out_buffer);
+        deliver(panel, y, step, steps, out, out_buffer);
       });
     }
     if (all_regular<T>(p, args.tau, panel.vector(0), panel.live)) return;

@@ -14,11 +14,10 @@ static inline double project_entry(double x, double p, double d, double tau) {
   return clip01(((x - p) - d) / tau);
 }
 
-// The sums of a block in T do not overflow for a temperature up to here, nor does 1 / tau for one above the other.
+// For temperatures above this, 1 / tau is a number of T, and so is d to 1e-14 tau, be it subnormal.
 template <class T>
-constexpr double kMostTau = double(kLargest<T>) / (4 * kBlock);
-template <class T>
-constexpr double kLeastTau = 16 / double(kLargest<T>);
+constexpr double kLeastTau = sizeof(T) == 4 ? 0x1p-102 : 16 / double(kLargest<T>);
+static_assert(4 * kBlock <= 0x1p14, "kMostTau allows for as many entries in a block");
 
 // Whether lanes.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
 template <class T>

@@ -23,14 +23,12 @@ struct Projector {
     p = T(t.p);
     floor = active_floor<T>(t);
     ceiling = active_ceiling<T>(t, temperature);
-    unit = temperature < double(kLargest<T>) * kUnit ? T(1) : T(kUnit);
+    unit = T(unit_of<T>(temperature));
     origin = p * unit;
   }
 
-  // x - p as counting sums it up, and such a sum: in a unit in which no sum of huge temperatures overflows.
-  static constexpr double kUnit = 0x1p-32;
+  // x - p as counting sums it up, in the unit of the search.
   __device__ __forceinline__ T beyond(T x) const { return fma(x, unit, -origin); }
-  __device__ __forceinline__ double whole(double sum) const { return unit == T(1) ? sum : sum / kUnit; }
 
   __device__ void set(Pair t, double temperature) {
     tau = temperature;
@@ -45,10 +43,10 @@ struct Projector {
     d = finite ? T(t.d) : T(0);
     scale = temperature < 1e-300 ? 0x1p600 : temperature > 1e300 ? 0x1p-600 : 1;
     wide_rate = 1 / (temperature * scale);
-    double limit = double(kLargest<T>) / 16;
+    double limit = double(kLargest<T>) / 16, most_rate = sizeof(T) == 4 ? 0x1p102 : limit;
     rate = T(wide_rate);
-    regular = t.p == t.p && (t.p != kInfinity<double> || t.d == 0) && wide_rate < limit && temperature < limit &&
-              wide_rate > 1 / limit && scale == 1;
+    regular = t.p == t.p && (t.p != kInfinity<double> || t.d == 0) && wide_rate < most_rate && temperature < limit &&
+              wide_rate > 1 / limit && scale == 1;  // d, be it subnormal, is within 1e-14 tau
   }
 
   __device__ __forceinline__ bool active(T x) const { return x > floor && x < ceiling; }

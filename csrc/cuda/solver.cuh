@@ -30,7 +30,7 @@ struct alignas(16) Column {
   __device__ void start() {
     sweeps = 0;
     search.status = SearchStatus::kFound;
-    bool valid = mass >= 0 && mass <= n && tau > 0 && tau < kInfinity<double>;
+    bool valid = mass >= 0 && mass <= n && is_temperature(tau);
     if (!valid || nan > 0) {
       search.t = {NAN, 0};
     } else if (infinite >= mass) {
@@ -199,9 +199,7 @@ class Solver {
         });
   }
 
-  __device__ int take_counts(const All& total) {
-    return step(own_, total.count(0), total.count(1), own_.projector.whole(total.sum(0)));
-  }
+  __device__ int take_counts(const All& total) { return step(own_, total.count(0), total.count(1), total.sum(0)); }
 
   // No entry is active: the least one and the greatest zero.
   __device__ void add_gap(Own& own) {

@@ -65,7 +65,7 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
       if (above && !one) active += c.projector.beyond(x[i]);
     });
     counts = sum(counts, peers);
-    double S = c.projector.whole(sum(double(active), peers));
+    double S = sum(double(active), peers);
     if (c.searching()) c.step({double(counts & 0xffff), double(counts >> 16), S});
     take_gap(c.searching() && c.search.flat != 0);
   }
