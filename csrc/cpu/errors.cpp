@@ -9,6 +9,9 @@ namespace cpu {
 void raise_out_of_bounds(int64_t class_index) {
   throw std::out_of_range("Target " + std::to_string(class_index) + " is out of bounds.");
 }
+void raise_order_out_of_range(int64_t n) {
+  throw std::out_of_range("order must lie in [0, " + std::to_string(n) + ")");
+}
 
 FirstError::FirstError() : taken_(false) {}
 FirstError::~FirstError() = default;
