@@ -101,6 +101,7 @@ class TensorView {
     throw py::value_error(message);
   }
   void require_contiguous() const {
+    if (std::find(tensor_.shape, tensor_.shape + tensor_.ndim, 0) != tensor_.shape + tensor_.ndim) return;
     int64_t due = 1;
     for (int d = tensor_.ndim - 1; d >= 0; due *= tensor_.shape[d--])
       if (tensor_.shape[d] != 1 && tensor_.strides[d] != due)

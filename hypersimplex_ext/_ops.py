@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from ._backends import Backend, backend_of
 from ._layout import Vectors
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 _LIBRARY = torch.library.Library("hypersimplex_ext", "DEF")  # type: ignore[no-untyped-call]
 
@@ -320,7 +322,7 @@ def _projection_calls(
 # ---- arguments ----
 
 
-def contiguous(t: Tensor | None) -> Tensor | None:
+def contiguous(t: MaybeTensor) -> MaybeTensor:
     """`t`, copied if need be."""
     if t is None or t.is_contiguous():
         return t
