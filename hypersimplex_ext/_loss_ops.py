@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _layout
 from ._backends import Backend, backend_of
-from ._ops import DTYPES, _operator, check_given, check_values, check_vectors, contiguous, describe
+from ._ops import DTYPES, _operator, check_given, check_values, check_vectors, contiguous, describe, expanded
 
 STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
 
@@ -141,7 +141,7 @@ def _loss_calls(
         (strides, target_strides),
         math.prod(places.samples.shape[2:]),
         loss,
-        state.new_empty(()).expand(state.shape),
+        expanded(tuple(state.shape), state.dtype, device),
         grad_format,
         settings,
     )

@@ -294,6 +294,12 @@ class ProjectionCall(NamedTuple):
         return out
 
 
+@functools.lru_cache(maxsize=1024)
+def expanded(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What tensors of this shape are like, but for their strides: one number, which all calls of these sizes share."""
+    return torch.empty((), dtype=dtype, device=device).expand(sizes)
+
+
 @functools.lru_cache(maxsize=1024, typed=True)
 def _projection_calls(
     backend: Backend | None,
@@ -308,14 +314,13 @@ def _projection_calls(
     if backend is None or fitting is not x or x.numel() == 0:
         return None
     result_format = _layout.result_format(x, layout)
-    number = torch.empty((), dtype=reference.wide_dtype(device), device=device)
     return ProjectionCall(
         backend,
         backend.kernels.ProjectionCall(DTYPES[dtype], device.type, device.index or 0, shape, dim, layout.cut),
         layout,
         strides,
         result_format,
-        number.expand(2, *_layout.rest(shape, dim)),
+        expanded((2, *_layout.rest(shape, dim)), reference.wide_dtype(device), device),
     )
 
 

@@ -77,7 +77,7 @@ def isotonic(
         (b.data, float(b.scale), b.logarithm),
         *(weight, result, float(scale), out, order, shares, blocks),
     )
-    return Isotonic(out, blocks.view(torch.int32).view(math.prod(rest), words), shares)
+    return Isotonic(out, blocks.flatten().view(torch.int32).view(math.prod(rest), words), shares)
 
 
 def block_product(
