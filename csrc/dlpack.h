@@ -11,7 +11,7 @@ namespace dlpack {
 
 constexpr uint32_t kMajor = 1;
 
-enum DeviceType : int32_t { kCPU = 1, kCUDA = 2 };
+enum DeviceType : int32_t { kCPU = 1, kCUDA = 2, kCUDAHost = 3, kCUDAManaged = 13 };
 struct Device {
   int32_t type, index;
 };

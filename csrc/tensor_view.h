@@ -139,8 +139,6 @@ class TensorView {
   // Bytes of the storage.
   int64_t room_of(PyObject* object) const {
     static PyObject* const method = PyUnicode_InternFromString("untyped_storage");
-    if (!PyObject_HasAttr(object, method))
-      throw py::type_error(std::string(name_) + " must be a Tensor, got " + Py_TYPE(object)->tp_name);
     const py::object storage = py::reinterpret_steal<py::object>(call(object, method));
     const Py_ssize_t bytes = PyObject_Length(storage.ptr());
     if (bytes < 0) throw py::error_already_set();
@@ -172,6 +170,9 @@ class TensorView {
     static const dlpack::ExchangeApi* const api = find_api(object);  // one type of tensors calls these kernels
     if (!api) return describe_by_attributes(object);
     if (api->from_object(object, &tensor_) != 0) throw py::error_already_set();
+    // Memory of the host that a device reaches, and the reverse, is what its tensor says it is.
+    if (tensor_.device.type == dlpack::kCUDAHost) tensor_.device = {dlpack::kCPU, 0};
+    if (tensor_.device.type == dlpack::kCUDAManaged) tensor_.device.type = dlpack::kCUDA;
   }
   // Of versions of PyTorch that do not offer the exchange.
   void describe_by_attributes(py::handle tensor) {
