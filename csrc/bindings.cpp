@@ -171,7 +171,7 @@ void define_projection(py::module_& m) {
 using LossTensors = std::array<Argument, 7>;  // x, state, target, k_values, tau_values, weight, sample_weight
 struct LossSignature : Elements {
   LossArgs args;
-  Sizes none, samples, classes, state;
+  Sizes none, samples, classes, state;  // of what there is one of; per sample; per class; of the state
 
   LossSignature(DType dtype, const dlpack::Device& device, const Sizes& sizes, const LossArgs& settings)
       : Elements(dtype, device, sizes), args(settings) {
@@ -215,7 +215,7 @@ struct LossSignature : Elements {
 
 template <class Backend, class... Tail>
 void define_loss(py::module_& m) {
-  struct Call : LossSignature {
+  struct Call : LossSignature {  // one for each backend
     using LossSignature::LossSignature;
   };
   py::class_<Call>(m, "LossCall", py::module_local())
