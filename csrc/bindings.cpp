@@ -1,9 +1,9 @@
-// Python bindings: integers in, launcher out, C++ exception -> Python exception. Pointers arrive as integers
-// (0 is null), shapes and strides (in elements) as 4-tuples. The submodules `cpu` and `cuda` hold the same functions
-// with the same leading arguments; a cpu function ends in `threads`, a cuda function in `stream, allocate`, where
-// allocate(bytes) returns the address of device memory for this call's workspace. Projection and loss are objects,
-// ProjectionCall and LossCall, which hold what is the same in every call of one layout or signature, and take tensors
-// as they are, None for null.
+// Python bindings: tensors in, launcher out, C++ exception -> Python exception. Tensors are looked at here, and only
+// here, right before the kernels get their addresses (tensor_view.h); None is a null pointer. The submodules `cpu` and
+// `cuda` hold the same functions with the same leading arguments; a cpu function ends in `threads`, a cuda function in
+// `stream, allocate`, where allocate(bytes) returns the address of device memory for this call's workspace. Projection
+// and loss are objects, ProjectionCall and LossCall, which hold what the tensors and settings of every call of one
+// layout or signature are to be.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,50 +11,48 @@
 #include <tuple>
 
 #include "hypersimplex.h"
+#include "tensor_view.h"
 
 #ifndef HYPERSIMPLEX_MODULE
 #define HYPERSIMPLEX_MODULE _C
 #endif
 
-namespace py = pybind11;
-
-namespace hypersimplex {
-// The address of a tensor, null for None.
-struct Data {
-  void* address = nullptr;
-  template <class T>
-  operator T*() const {
-    return static_cast<T*>(address);
-  }
-};
-}  // namespace hypersimplex
-
-template <>
-struct pybind11::detail::type_caster<hypersimplex::Data> {
-  PYBIND11_TYPE_CASTER(hypersimplex::Data, const_name("Tensor | None"));
-  bool load(handle source, bool) {
-    if (source.is_none()) return true;
-    static PyObject* const method = PyUnicode_InternFromString("data_ptr");
-    object address = reinterpret_steal<object>(PyObject_CallMethodNoArgs(source.ptr(), method));
-    if (!address) throw error_already_set();
-    value.address = PyLong_AsVoidPtr(address.ptr());
-    return true;
-  }
-};
-
 namespace hypersimplex {
 namespace {
 
 using Address = std::uintptr_t;
-using Four = std::array<int64_t, 4>;
+using Sizes = std::vector<int64_t>;
 
 template <class T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
-Shape shape_of(const Four& a) { return {a[0], a[1], a[2], a[3]}; }
-Strides strides_of(const Four& a) { return {a[0], a[1], a[2], a[3]}; }
 PerVector per_vector(const double* values, double value) { return {values, value}; }
+
+// An enumeration of hypersimplex.h, whose last value is given.
+template <class Enum>
+Enum choice(const char* name, int value, Enum last) {
+  if (value < 0 || value > int(last))
+    throw py::value_error(std::string(name) + " must lie in [0, " + std::to_string(int(last)) + "], got " +
+                          std::to_string(value));
+  return Enum(value);
+}
+DType dtype_of(int dtype) { return choice("dtype", dtype, DType::kBFloat16); }
+DType dtype_of(const char* name, const TensorView& view) {
+  for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16})
+    if (view.dtype() == data_type(dtype)) return dtype;
+  throw py::type_error(std::string(name) + " must be float16, bfloat16, float32 or float64, got " +
+                       name_of(view.dtype()));
+}
+// "cpu" or "cuda", and a number.
+dlpack::Device device_of(const std::string& type, int index) {
+  return {type == "cpu" ? dlpack::kCPU : type == "cuda" ? dlpack::kCUDA : -1, index};
+}
+// What the tensors of a call are to be that has no other measure than this one.
+Vectors vectors_like(const char* name, const Argument& tensor, int dim, int cut) {
+  const TensorView view(name, tensor, Role::kInput);
+  return Vectors(dtype_of(name, view), view.device(), view.sizes(), dim, cut);
+}
 
 // A backend turns (arguments, tail of the Python call) into a launch without the GIL.
 struct Cpu {
@@ -130,120 +128,187 @@ struct Cuda {
 };
 #endif
 
-// The projection of tensors of one layout, and its products. y and out lie alike.
-template <class Backend>
-struct ProjectionCall {
-  DType dtype;
-  Shape shape;
-  Strides x_strides, y_strides;
-
-  State state_at(double* p) const { return {p, p ? p + shape.outer * shape.inner : nullptr}; }  // [2, vectors]
-};
-
+// The projection of tensors of one layout, and its products.
 template <class Backend, class... Tail>
 void define_projection(py::module_& m) {
-  using Call = ProjectionCall<Backend>;
+  struct Call : Vectors {
+    using Vectors::Vectors;
+    State state_at(const char* name, const Argument& tensor, Role role) const {
+      double* p = numbers<double>(name, tensor, role, kFloat64, state);
+      return {p, p ? p + shape.outer * shape.inner : nullptr};
+    }
+  };
   // Local: the emulator's module has classes of the same names.
   py::class_<Call>(m, "ProjectionCall", py::module_local())
-      .def(py::init([](int dtype, const Four& shape, const Four& x_strides, const Four& y_strides) {
-        return Call{DType(dtype), shape_of(shape), strides_of(x_strides), strides_of(y_strides)};
+      .def(py::init([](int dtype, const std::string& device, int index, const Sizes& sizes, int dim, int cut) {
+        return Call(dtype_of(dtype), device_of(device, index), sizes, dim, cut);
       }))
       .def("threshold",
-           [](const Call& call, Data x, Data k_values, double k, Data tau_values, double tau, Data y, Data state,
-              Tail... tail) {
-             Backend::threshold({call.dtype, call.shape, x, call.x_strides, per_vector(k_values, k),
-                                 per_vector(tau_values, tau), y, call.y_strides, call.state_at(state)},
-                                tail...);
+           [](const Call& call, Argument x, Argument k_values, double k, Argument tau_values, double tau, Argument y,
+              Argument state, Tail... tail) {
+             const auto from = call.at("x", x, Role::kInput), to = call.at("y", y, Role::kOutput);
+             Backend::threshold(
+                 {call.dtype, call.shape, from.data, from.strides, per_vector(call.per_vector("k_values", k_values), k),
+                  per_vector(call.per_vector("tau_values", tau_values), tau), to.data, to.strides,
+                  call.state_at("state", state, Role::kOutput)},
+                 tail...);
            })
-      .def("jvp", [](const Call& call, Data x, Data v, const Four& v_strides, Data state, Data tau_values, double tau,
-                     Data out, Data sums, Tail... tail) {
-        const State grads = call.state_at(sums);
-        Backend::jvp({call.dtype, call.shape, x, call.x_strides, v, strides_of(v_strides), call.state_at(state),
-                      per_vector(tau_values, tau), out, call.y_strides, grads.p, grads.d},
-                     tail...);
+      .def("jvp", [](const Call& call, Argument x, Argument v, Argument state, Argument tau_values, double tau,
+                     Argument out, Argument sums, Tail... tail) {
+        const auto at = call.at("x", x, Role::kInput), along = call.at("v", v, Role::kInput);
+        const auto to = call.at("out", out, Role::kOutput);
+        require_given("state", state);
+        const State left = call.state_at("state", state, Role::kInput);
+        const State grads = call.state_at("sums", sums, Role::kOutput);
+        Backend::jvp(
+            {call.dtype, call.shape, at.data, at.strides, along.data, along.strides, left,
+             per_vector(call.per_vector("tau_values", tau_values), tau), to.data, to.strides, grads.p, grads.d},
+            tail...);
       });
 }
 
-// The loss for one signature: all of LossArgs that is the same in every call.
-using LossTensors = std::array<Data, 7>;  // x, state, target, k_values, tau_values, weight, sample_weight
-template <class Backend>
-struct LossCall {
+// The loss for one signature. Samples and classes are [N, C, d...] or [N], which is (1, C, N, prod d).
+using LossTensors = std::array<Argument, 7>;  // x, state, target, k_values, tau_values, weight, sample_weight
+struct LossSignature : Elements {
   LossArgs args;
-  Strides grad_strides;
+  Sizes none, samples, classes, state;  // of what there is one of; per sample; per class; of the state
 
-  LossArgs at(const LossTensors& tensors) const {
+  LossSignature(DType dtype, const dlpack::Device& device, const Sizes& sizes, const LossArgs& settings)
+      : Elements(dtype, device, sizes), args(settings) {
+    if (sizes.empty()) throw py::value_error("input must have at least one dimension, got none");
+    const bool binary = sizes.size() == 1;
+    samples = sizes;
+    if (!binary) samples.erase(samples.begin() + 1);
+    classes = {binary ? 1 : sizes[1]};
+    state = {kLossStateRows * classes[0] + 1};
+    args.shape = {1, classes[0], sizes[0], 1};
+    for (size_t d = 2; d < sizes.size(); ++d) args.shape.n2 *= sizes[d];
+  }
+  // The strides of what has one entry per sample and class, or per sample.
+  static Strides strides_of(const TensorView& view, bool per_class) {
+    const int first = per_class && view.ndim() > 1 ? 2 : 1;
+    return {0, first == 2 ? view.stride(1) : 0, view.stride(0), view.collapsed(first, view.ndim())};
+  }
+  LossArgs at(const LossTensors& tensors, Role state_role) const {
+    const bool dense = args.target_kind == TargetKind::kDense;
     LossArgs placed = args;
-    placed.x = tensors[0];
-    placed.state = tensors[1];
-    placed.target = tensors[2];
-    placed.k.values = tensors[3];
-    placed.tau.values = tensors[4];
-    placed.weight = tensors[5];
-    placed.sample_weight = tensors[6];
+    const TensorView x = view("x", tensors[0], Role::kInput), target("target", tensors[2], Role::kInput);
+    target.require(dense ? type : kInt64, device, dense ? sizes : samples);
+    placed.x = x.data();
+    placed.x_strides = strides_of(x, true);
+    placed.target = target.data();
+    placed.target_strides = strides_of(target, dense);
+    require_given("state", tensors[1]);
+    placed.state = numbers<double>("state", tensors[1], state_role, kFloat64, state);
+    placed.k.values = given("k_values", tensors[3], classes);
+    placed.tau.values = given("tau_values", tensors[4], classes);
+    placed.weight = given("weight", tensors[5], classes);
+    placed.sample_weight = given("sample_weight", tensors[6], samples);
     return placed;
+  }
+
+ private:
+  const double* given(const char* name, const Argument& tensor, const Sizes& sizes) const {
+    return numbers<const double>(name, tensor, Role::kInput, kFloat64, sizes);
   }
 };
 
 template <class Backend, class... Tail>
 void define_loss(py::module_& m) {
-  using Call = LossCall<Backend>;
+  struct Call : LossSignature {  // one for each backend
+    using LossSignature::LossSignature;
+  };
   py::class_<Call>(m, "LossCall", py::module_local())
-      .def(py::init([](int dtype, const Four& shape, const Four& x_strides, int target_kind, const Four& target_strides,
-                       const Four& grad_strides, double k, int mass_kind, double tau, int64_t ignore_index,
-                       double label_smoothing, int kind, int reduction) {
-        return Call{{DType(dtype), shape_of(shape), nullptr, strides_of(x_strides), TargetKind(target_kind), nullptr,
-                     strides_of(target_strides), MassKind(mass_kind), per_vector(nullptr, k), per_vector(nullptr, tau),
-                     nullptr, nullptr, ignore_index, label_smoothing, LossKind(kind), Reduction(reduction), nullptr},
-                    strides_of(grad_strides)};
+      .def(py::init([](int dtype, const std::string& device, int index, const Sizes& sizes, int target_kind, double k,
+                       int mass_kind, double tau, int64_t ignore_index, double label_smoothing, int kind,
+                       int reduction) {
+        LossArgs args{};
+        args.dtype = dtype_of(dtype);
+        args.target_kind = choice("target_kind", target_kind, TargetKind::kDense);
+        args.mass_kind = choice("mass_kind", mass_kind, MassKind::kFraction);
+        args.k.value = k;
+        args.tau.value = tau;
+        args.ignore_index = ignore_index;
+        args.label_smoothing = label_smoothing;
+        args.kind = choice("kind", kind, LossKind::kFenchelYoung);
+        args.reduction = choice("reduction", reduction, Reduction::kSum);
+        return Call(args.dtype, device_of(device, index), sizes, args);
       }))
-      .def("forward", [](const Call& call, const LossTensors& tensors, Data loss,
-                         Tail... tail) { Backend::loss_forward(call.at(tensors), loss, tail...); })
-      .def("backward", [](const Call& call, const LossTensors& tensors, Data grad_output, Data grad, Tail... tail) {
-        Backend::loss_backward(call.at(tensors), {grad_output, grad, call.grad_strides}, tail...);
-      });
+      .def("forward",
+           [](const Call& call, const LossTensors& tensors, Argument loss, Tail... tail) {
+             const TensorView value("loss", loss, Role::kOutput);
+             value.require(call.type, call.device, call.none);
+             Backend::loss_forward(call.at(tensors, Role::kOutput), value.data(), tail...);
+           })
+      .def("backward",
+           [](const Call& call, const LossTensors& tensors, Argument grad_output, Argument grad, Tail... tail) {
+             const LossArgs placed = call.at(tensors, Role::kInput);
+             const TensorView upstream("grad", grad_output, Role::kInput), to = call.view("out", grad, Role::kOutput);
+             upstream.require(call.type, call.device, call.none);
+             Backend::loss_backward(placed, {upstream.data(), to.data(), Call::strides_of(to, true)}, tail...);
+           });
 }
 
 template <class Backend, class... Tail>
 void define_sort(py::module_& m) {
-  m.def("sort",
-        [](int dtype, const Four& shape, Address x, const Four& x_strides, bool descending, Address values,
-           const Four& values_strides, Address order, const Four& order_strides, bool wide_order, Tail... tail) {
-          Backend::sort({DType(dtype), shape_of(shape), pointer<const void>(x), strides_of(x_strides), descending,
-                         pointer<void>(values), strides_of(values_strides), pointer<void>(order),
-                         strides_of(order_strides), wide_order},
-                        tail...);
-        });
+  m.def("sort", [](int dim, int cut, Argument x, bool descending, Argument values, Argument order, bool wide_order,
+                   Tail... tail) {
+    const Vectors call = vectors_like("x", x, dim, cut);
+    const auto from = call.at("x", x, Role::kInput), to = call.given("values", values, Role::kOutput);
+    const auto places = call.given("order", order, Role::kOutput, wide_order ? kInt64 : kInt32);
+    Backend::sort({call.dtype, call.shape, from.data, from.strides, descending, to.data, to.strides, places.data,
+                   places.strides, wide_order},
+                  tail...);
+  });
 }
 
-// A term arrives as (address, strides, scale, logarithm), a placed tensor as (address, strides, ordered).
-using TermTuple = std::tuple<Address, Four, double, bool>;
-using PlacedTuple = std::tuple<Address, Four, bool>;
-IsotonicTerm term_of(const TermTuple& t) {
-  return {pointer<const void>(std::get<0>(t)), strides_of(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
-}
-Placed placed_of(const PlacedTuple& p) {
-  return {pointer<void>(std::get<0>(p)), strides_of(std::get<1>(p)), std::get<2>(p)};
+// A term arrives as (tensor, scale, logarithm), a placed tensor as (tensor, ordered).
+using TermTuple = std::tuple<Argument, double, bool>;
+using PlacedTuple = std::tuple<Argument, bool>;
+
+// Bits in 32-bit words, of which torch knows the bytes: uint8 [*rest, 4 * ceil(n / 32)].
+Blocks* blocks_of(const Vectors& call, const Argument& blocks, Role role) {
+  Sizes sizes = call.rest;
+  sizes.push_back((call.shape.n2 + 31) / 32 * 4);
+  require_given("blocks", blocks);
+  auto* bytes = call.numbers<char>("blocks", blocks, role, kByte, sizes);
+  if (reinterpret_cast<Address>(bytes) % sizeof(Blocks))
+    throw py::value_error("blocks must begin at a multiple of 4 bytes");
+  return reinterpret_cast<Blocks*>(bytes);
 }
 
 template <class Backend, class... Tail>
 void define_isotonic(py::module_& m) {
-  m.def("isotonic", [](int dtype, const Four& shape, int divergence, bool increasing, const TermTuple& a,
-                       const TermTuple& b, Address weight, const Four& weight_strides, int result, double scale,
-                       Address out, const Four& out_strides, Address order, const Four& order_strides, Address share,
-                       const Four& share_strides, Address blocks, Tail... tail) {
+  m.def("isotonic", [](int dim, int cut, int divergence, bool increasing, const TermTuple& a, const TermTuple& b,
+                       Argument weight, int result, double scale, Argument out, Argument order, Argument share,
+                       Argument blocks, Tail... tail) {
+    const bool by_a = bool(std::get<0>(a));
+    const Vectors call = vectors_like(by_a ? "a" : "b", std::get<0>(by_a ? a : b), dim, cut);
+    auto term = [&](const char* name, const TermTuple& t) -> IsotonicTerm {
+      const auto data = call.given(name, std::get<0>(t), Role::kInput);
+      return {data.data, data.strides, std::get<1>(t), std::get<2>(t)};
+    };
+    const auto w = call.given("weight", weight, Role::kInput), to = call.at("out", out, Role::kOutput);
+    const auto places = call.given<const int32_t>("order", order, Role::kInput, kInt32);
+    const auto shares = call.given("share", share, Role::kOutput);
     Backend::isotonic(
-        {DType(dtype), shape_of(shape), Divergence(divergence), increasing, term_of(a), term_of(b),
-         pointer<const void>(weight), strides_of(weight_strides), IsotonicResult(result), scale, pointer<void>(out),
-         strides_of(out_strides), pointer<const int32_t>(order), strides_of(order_strides), pointer<void>(share),
-         strides_of(share_strides), pointer<Blocks>(blocks)},
+        {call.dtype, call.shape, choice("divergence", divergence, Divergence::kKL), increasing, term("a", a),
+         term("b", b), w.data, w.strides, choice("result", result, IsotonicResult::kExpPrimal), scale, to.data,
+         to.strides, places.data, places.strides, shares.data, shares.strides, blocks_of(call, blocks, Role::kOutput)},
         tail...);
   });
-  m.def("block_product", [](int dtype, const Four& shape, int product, const PlacedTuple& v, const PlacedTuple& weight,
-                            const PlacedTuple& out, double scale, Address order, const Four& order_strides,
-                            Address blocks, Tail... tail) {
+  m.def("block_product", [](int dim, int cut, int product, const PlacedTuple& v, const PlacedTuple& weight,
+                            const PlacedTuple& out, double scale, Argument order, Argument blocks, Tail... tail) {
+    const Vectors call = vectors_like("v", std::get<0>(v), dim, cut);
+    auto placed = [&](const char* name, const PlacedTuple& p, Role role) -> Placed {
+      const auto data = call.given(name, std::get<0>(p), role);
+      return {data.data, data.strides, std::get<1>(p)};
+    };
+    const auto places = call.given<const int32_t>("order", order, Role::kInput, kInt32);
     Backend::block_product(
-        {DType(dtype), shape_of(shape), BlockProduct(product), placed_of(v), placed_of(weight), placed_of(out), scale,
-         pointer<const int32_t>(order), strides_of(order_strides), pointer<const Blocks>(blocks)},
+        {call.dtype, call.shape, choice("product", product, BlockProduct::kResidual), placed("v", v, Role::kInput),
+         placed("weight", weight, Role::kInput), placed("out", out, Role::kOutput), scale, places.data, places.strides,
+         blocks_of(call, blocks, Role::kInput)},
         tail...);
   });
 }
@@ -264,6 +329,7 @@ py::dict build_info() {
 PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
   using namespace hypersimplex;
   m.def("build_info", &build_info);
+  m.def("check_memory", [](const char* name, Argument tensor) { TensorView(name, tensor, Role::kInput); });
   py::module_ on_cpu = m.def_submodule("cpu");
   define_projection<Cpu, int>(on_cpu);
   define_loss<Cpu, int>(on_cpu);

@@ -1,7 +1,10 @@
 # ruff: noqa: N999
 from typing import Any
 
+from torch import Tensor
+
 cpu: Any
 cuda: Any  # absent from a build without CUDA
 
 def build_info() -> dict[str, Any]: ...
+def check_memory(name: str, tensor: Tensor) -> None: ...

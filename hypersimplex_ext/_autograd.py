@@ -181,6 +181,7 @@ class _Project(Function):
         x, mask, k_values, tau_values, state = ctx.saved_tensors
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
+        _ops.check_saved("x", x, grad.dtype, grad.shape, grad.device)  # as y, and so as its gradient
         _, _, needs_k, _, needs_tau, _, _ = ctx.needs_input_grad
         grad_k = grad_tau = None
         if torch.is_grad_enabled():  # to be differentiated again
@@ -232,11 +233,16 @@ class _ProjectDirectly(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, state = ctx.saved_tensors
         tau, call = ctx.tau, ctx.call
+        if not torch.is_grad_enabled() and _ops.direct(grad, x) and x.stride() == call.strides:
+            try:
+                grad_x = call.jvp(x, grad, state, None, tau)
+            except (TypeError, ValueError) as error:  # the gradient is as y was: only what was saved can be wrong
+                raise _ops.ChangedError(error) from error
+            return grad_x, None, None, None, None
+        _ops.check_saved("x", x, grad.dtype, grad.shape, grad.device)
         if torch.is_grad_enabled():  # to be differentiated again
             grad_x = product(grad, x, None, state, None, tau, call.layout.dim)
-        elif _ops.direct(grad, x) and x.stride() == call.strides:
-            grad_x = call.jvp(x, grad, state, None, tau)
-        else:  # batched, or saved by hooks that gave back something else
+        else:  # batched, or with other strides than when it was saved
             grad_x = _ops.jvp(x, None, grad, state, None, tau, call.layout.dim)
         return grad_x, None, None, None, None
 
@@ -268,6 +274,7 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         v, x, mask, state, tau_values = ctx.saved_tensors
+        _ops.check_saved("x", x, grad.dtype, grad.shape, grad.device)
         grad_v = product(grad, x, mask, state, tau_values, ctx.tau, ctx.dim)
         grad_x = grad_tau = None
         if ctx.needs_input_grad[1]:

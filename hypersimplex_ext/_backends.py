@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 _modules: dict[str, Any] = {}
+_look: Callable[[str, torch.Tensor], None] | None = None
 _reason = ""
 try:
     from . import _C
@@ -17,6 +18,7 @@ except ImportError as error:  # not built, or built for another system: the refe
     _reason = f" ({error})"
 else:
     _modules = {name: getattr(_C, name) for name in ("cpu", "cuda") if hasattr(_C, name)}
+    _look = _C.check_memory
 
 
 class Backend(NamedTuple):
@@ -68,6 +70,15 @@ def has_kernels(device: torch.device) -> bool:
     """Whether kernels serve tensors on this device; tensors without data count as served."""
     kind = device.type
     return kind in BACKENDS or kind == "meta"
+
+
+def check_memory(name: str, t: torch.Tensor) -> None:
+    """Raise where the storage of a tensor of plain memory was freed, or is shorter than the tensor reaches.
+
+    Kernels look for themselves. This is for where operators of PyTorch come first, which may read what is not there.
+    """
+    if _look is not None and t.device.type in BACKENDS:
+        _look(name, t)
 
 
 def backend_of(device: torch.device) -> Backend | None:

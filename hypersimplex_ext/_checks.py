@@ -18,6 +18,7 @@ def tensor(name: str, value: object) -> Tensor:
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     if value.is_nested or value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense Tensor, got {'nested' if value.is_nested else value.layout}")
+    _ops.check_memory(name, value)
     return value
 
 

@@ -132,7 +132,7 @@ class _Sorted:
     def placed(self, t: Tensor, ordered: bool) -> Tensor:
         """The inverse of `of`."""
         p = self._p
-        return t.new_empty(t.shape).scatter(p.dim, p.order.long(), t) if ordered and p.order is not None else t
+        return torch.zeros_like(t).scatter(p.dim, p.order.long(), t) if ordered and p.order is not None else t
 
     def ratio(self, u: Tensor) -> Tensor:
         """R u = S u / S w."""

@@ -10,13 +10,15 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ._backends import check_memory
+
 Four = tuple[int, int, int, int]
 Result = TypeVar("Result")
 
 
 def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
     """Keep the results for the shapes and strides that come again with every batch."""
-    memory = functools.lru_cache(maxsize=1024)(function)
+    memory = functools.lru_cache(maxsize=1024, typed=True)(function)
 
     def call(*arguments: object) -> Result:
         try:
@@ -38,14 +40,12 @@ class Vectors(NamedTuple):
         """The strides of `t`, or None where its dimensions do not collapse into these four."""
         return _vector_strides(t.shape, t.stride(), self.dim, self.cut)
 
-    def fitted(self, t: Tensor) -> tuple[Tensor, Four]:
-        """`t`, copied only where it does not fit, and its strides."""
-        strides = self.strides(t)
-        if strides is None:
-            t = t.contiguous()
-            strides = self.strides(t)
-            assert strides is not None, (self, t.shape)
-        return t, strides
+    def fitted(self, t: Tensor) -> Tensor:
+        """`t`, copied only where it does not fit."""
+        if self.strides(t) is not None:
+            return t
+        check_memory("a tensor", t)
+        return t.contiguous()
 
 
 class Samples(NamedTuple):

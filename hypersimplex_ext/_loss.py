@@ -99,7 +99,7 @@ def _statistics(state: Tensor) -> tuple[Tensor, Tensor]:
 
 def fused(x: Tensor, call: _loss_ops.LossCall, *arguments: Tensor | None) -> tuple[Tensor, Statistics]:
     """`loss` where nothing comes before the kernels, of the tensors among its arguments."""
-    state = torch.empty_like(call.state)
+    state = call.new_state()
     tensors = (x, state, *arguments)
     recorded = x.requires_grad and torch.is_grad_enabled()
     value = _apply_fused(x, tensors, call) if recorded else call.forward(tensors)
@@ -118,12 +118,16 @@ class _FusedLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         tensors, call = ctx.saved_tensors, ctx.call
-        x, target = tensors[0], tensors[2]
-        if torch.is_grad_enabled() or not _ops.direct(grad, x) or (x.stride(), target.stride()) != call.strides:
-            # To be differentiated again, or saved by hooks that gave back something else.
-            x, state, *others = tensors
-            return _loss_ops.loss_backward(grad, state, x, *others, *call.settings), None, None
-        return call.backward(grad, tensors), None, None
+        x, state, *others = tensors
+        if not torch.is_grad_enabled() and _ops.direct(grad, x) and (x.stride(), others[0].stride()) == call.strides:
+            try:
+                return call.backward(grad, tensors), None, None
+            except (TypeError, ValueError) as error:  # the gradient is as the loss: only what was saved can be wrong
+                raise _ops.ChangedError(error) from error
+        # To be differentiated again, batched, or with other strides than when they were saved.
+        _ops.check_saved("x", x, call.loss.dtype, call.shapes[0], call.loss.device)
+        _ops.check_saved("target", others[0], call.target_dtype(), call.shapes[1], call.loss.device)
+        return _loss_ops.loss_backward(grad, state, x, *others, *call.settings), None, None
 
 
 _apply_fused = untransformed(_FusedLoss)

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from . import _layout
 from ._backends import Backend, backend_of
-from ._ops import DTYPES, _operator, check_temperatures, check_values, contiguous
+from ._ops import (
+    DTYPES,
+    _operator,
+    check_given,
+    check_temperatures,
+    check_values,
+    check_vectors,
+    contiguous,
+    describe,
+    expanded,
+)
 
 STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
 
@@ -22,6 +32,7 @@ _LOSS_ARGUMENTS = (
 
 
 def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
+    check_vectors("x", x, 0)
     classes = x.shape[1] if x.ndim > 1 else 1
     return x.new_empty(()), x.new_empty(STATE_ROWS * classes + 1, dtype=torch.float64)
 
@@ -38,20 +49,25 @@ def loss_forward(x: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Te
 
 
 def _loss_backward_fake(grad: Tensor, state: Tensor, x: Tensor, *_arguments: object) -> Tensor:
+    check_vectors("x", x, 0)
     return _layout.output_like(*_layout.samples(x))
 
 
 @_operator(f"loss_backward(Tensor grad, Tensor state, {_LOSS_ARGUMENTS}) -> Tensor", _loss_backward_fake)
 def loss_backward(grad: Tensor, state: Tensor, x: Tensor, target: Tensor, *arguments: Any) -> Tensor:
     """The gradient of the loss in `x`."""
+    check_vectors("x", x, 0)
     if x.numel() == 0:
         return _loss_backward_fake(grad, state, x)
-    call, tensors = _placed(x, state.contiguous(), target, *arguments)
-    return call.backward(grad.to(x.dtype), tensors)
+    call, tensors = _placed(x, contiguous(state), target, *arguments)
+    return call.backward(grad, tensors)
 
 
-def _placed(x: Tensor, state: Tensor, target: Tensor, *arguments: Any) -> tuple[LossCall, LossTensors]:
+def _placed(x: Tensor, state: Tensor | None, target: Tensor, *arguments: Any) -> tuple[LossCall, LossTensors]:
     """The call, and its tensors where it wants them; logits and targets are copied where d... does not collapse."""
+    check_given("target", target)
+    if target.shape not in (x.shape, x.shape[:1] + x.shape[2:]):
+        raise ValueError(f"target does not go with x, {describe(x)}: it is {describe(target)}")
     others, settings = map(contiguous, arguments[:4]), arguments[4:]
     call = loss_call(x, target, settings)
     if call is None:
@@ -76,12 +92,21 @@ class LossCall(NamedTuple):
 
     backend: Backend
     kernels: Any  # LossCall of csrc/bindings.cpp
-    strides: tuple[tuple[int, ...], tuple[int, ...]]  # of logits and targets
+    shapes: tuple[torch.Size, torch.Size]  # of logits and targets
+    strides: tuple[tuple[int, ...], tuple[int, ...]]
     samples: int
     loss: Tensor  # what the results are like, as torch.empty_like takes half the time of Tensor.new_empty
-    state: Tensor
+    state: Tensor  # but for its strides
     grad_format: torch.memory_format
     settings: tuple[Any, ...]
+
+    def target_dtype(self) -> torch.dtype:
+        """What targets are given as."""
+        return self.loss.dtype if self.shapes[0] == self.shapes[1] else torch.int64
+
+    def new_state(self) -> Tensor:
+        """The memory of a state."""
+        return torch.empty_like(self.state, memory_format=torch.contiguous_format)
 
     def forward(self, tensors: LossTensors) -> Tensor:
         """The loss; the state is filled."""
@@ -101,7 +126,7 @@ class LossCall(NamedTuple):
         return out
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024, typed=True)
 def _loss_calls(
     backend: Backend | None,
     dtype: torch.dtype,
@@ -118,14 +143,15 @@ def _loss_calls(
         return None
     x = torch.empty_strided(shape, strides, device="meta")
     grad_format = _layout.result_format(x, places.samples)
-    grad_strides = places.samples.strides(torch.empty_like(x, memory_format=grad_format))
-    layout = places.samples.shape, places.strides, places.dense, places.target_strides, grad_strides
+    loss, state = _loss_forward_fake(torch.empty((0, *shape[1:]), dtype=dtype, device=device))
     return LossCall(
         backend,
-        backend.kernels.LossCall(DTYPES[dtype], *layout, *settings),
+        backend.kernels.LossCall(DTYPES[dtype], device.type, device.index or 0, shape, places.dense, *settings),
+        (shape, target_shape),
         (strides, target_strides),
         math.prod(places.samples.shape[2:]),
-        *_loss_forward_fake(torch.empty((0, *shape[1:]), dtype=dtype, device=device)),
+        loss,
+        expanded(tuple(state.shape), state.dtype, device),
         grad_format,
         settings,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from ._backends import Backend, backend_of
 from ._layout import Vectors
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 _LIBRARY = torch.library.Library("hypersimplex_ext", "DEF")  # type: ignore[no-untyped-call]
 
@@ -82,11 +84,68 @@ def direct(*tensors: Tensor) -> bool:
     return True
 
 
+# ---- what operators are called with, by whomever: kernels look at the tensors that they get once more ----
+
+
+def describe(t: Tensor) -> str:
+    """Dtype, shape and device, as messages name them."""
+    return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)} on {t.device}"
+
+
+def check_given(name: str, t: Tensor | None) -> None:
+    """Raise for None, which the dispatcher lets pass for any tensor."""
+    if t is None:
+        raise TypeError(f"{name} must be a Tensor, got None")
+
+
+def check_memory(name: str, t: Tensor) -> None:
+    """Raise for a tensor whose storage was freed or cut short, unless it is none of plain memory."""
+    if not is_dynamo_compiling() and dispatch_keys(t).raw_repr() & _MATTERING in _DENSE:
+        _backends.check_memory(name, t)
+
+
+def check_vectors(name: str, x: Tensor, dim: int) -> None:
+    """Raise unless `x` holds vectors along `dim` that kernels compute with."""
+    check_given(name, x)
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if not 0 <= dim < x.ndim:
+        raise IndexError(f"dim must lie in [0, {x.ndim - 1}], got {dim}")
+    check_memory(name, x)
+
+
+def check_beside(name: str, t: Tensor | None, x: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raise unless `t`, if there is one, has the shape and device of `x`, and this dtype or one that vectors have."""
+    if t is None:
+        return
+    if t.shape != x.shape or t.device != x.device:
+        raise ValueError(f"{name} must have shape {list(x.shape)} on {x.device}, got {describe(t)}")
+    if t.dtype != dtype if dtype is not None else t.dtype not in DTYPES:
+        raise TypeError(f"{name} must be {dtype or 'float16, bfloat16, float32 or float64'}, got {t.dtype}")
+    check_memory(name, t)
+
+
+class ChangedError(RuntimeError):
+    """A tensor that was saved for the backward pass came back as another one."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__(f"a tensor saved for backward came back changed, by a hook perhaps: {what}")
+
+
+def check_saved(name: str, t: Tensor, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> None:
+    """Raise unless `t` is as it was saved. Its strides may differ."""
+    if t.dtype != dtype or t.shape != shape or t.device != device:
+        saved = f"{str(dtype).removeprefix('torch.')} {list(shape)} on {device}"
+        raise ChangedError(f"{name} was {saved}, and is {describe(t)}")
+
+
 # ---- projection ----
 
 
 def _filled(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Vectors]:
     """The logits, with masked entries at -inf, in strides that kernels take, and their layout."""
+    check_vectors("x", x, dim)
+    check_beside("mask", mask, x, torch.bool)
     return _layout.vectors(x if mask is None else x.masked_fill(~mask, -math.inf), dim)
 
 
@@ -109,9 +168,9 @@ def threshold(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """The projection of Eq. 4.3, like `x`, and its state."""
+    x, layout = _filled(x, mask, dim)
     check_values("k", k_values, x.shape[dim])
     check_temperatures(tau_values)
-    x, layout = _filled(x, mask, dim)
     call = projection_call(x, dim)
     if call is not None:
         state = call.new_state()
@@ -128,6 +187,8 @@ def threshold(
 def _jvp_fake(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> Tensor:
+    check_given("v", v)
+    check_beside("v", v, x)
     return _layout.output_like(*_filled(x, mask, dim))
 
 
@@ -144,6 +205,8 @@ def jvp(
 def _vjp_fake(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
+    check_given("v", v)
+    check_beside("v", v, x)
     return _layout.output_like(*_filled(x, mask, dim)), _state_like(x, dim)
 
 
@@ -156,6 +219,7 @@ def vjp(
     x: Tensor, mask: Tensor | None, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """`jvp`, and the gradients in k, mean_A(v), and in tau, -(1 / tau) sum_A (v - mean_A(v)) y: [2, *rest]."""
+    check_vectors("x", x, dim)
     sums = _state_like(x, dim)
     return _multiply(x, mask, v, state, tau_values, tau, dim, sums), sums
 
@@ -171,9 +235,11 @@ def _multiply(
     sums: Tensor | None,  # to be filled
 ) -> Tensor:
     x, layout = _filled(x, mask, dim)
+    check_given("v", v)
+    check_beside("v", v, x)
     call = projection_call(x, dim)
     if call is not None:
-        return call.jvp(x, v, state.contiguous(), contiguous(tau_values), tau, sums)
+        return call.jvp(x, v, contiguous(state), contiguous(tau_values), tau, sums)
     out = _layout.output_like(x, layout)
     if x.numel() == 0:
         if sums is not None:
@@ -220,14 +286,21 @@ class ProjectionCall(NamedTuple):
     ) -> Tensor:
         """J v / tau; `sums` is filled with the gradients in k and tau."""
         if v.dtype != x.dtype:  # a call of Tensor.to takes longer
+            check_memory("v", v)
             v = v.to(x.dtype)
-        v, strides = self.layout.fitted(v)
+        v = self.layout.fitted(v)
         out = torch.empty_like(x, memory_format=self.result_format)
-        self.backend.call(self.kernels.jvp, x.device, x, v, strides, state, tau_values, tau, out, sums)
+        self.backend.call(self.kernels.jvp, x.device, x, v, state, tau_values, tau, out, sums)
         return out
 
 
 @functools.lru_cache(maxsize=1024)
+def expanded(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What tensors of this shape are like, but for their strides: one number, which all calls of these sizes share."""
+    return torch.empty((), dtype=dtype, device=device).expand(sizes)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
 def _projection_calls(
     backend: Backend | None,
     dtype: torch.dtype,
@@ -241,30 +314,32 @@ def _projection_calls(
     if backend is None or fitting is not x or x.numel() == 0:
         return None
     result_format = _layout.result_format(x, layout)
-    result_strides = layout.strides(torch.empty_like(x, memory_format=result_format))
-    number = torch.empty((), dtype=reference.wide_dtype(device), device=device)
     return ProjectionCall(
         backend,
-        backend.kernels.ProjectionCall(DTYPES[dtype], layout.shape, layout.strides(x), result_strides),
+        backend.kernels.ProjectionCall(DTYPES[dtype], device.type, device.index or 0, shape, dim, layout.cut),
         layout,
         strides,
         result_format,
-        number.expand(2, *_layout.rest(shape, dim)),
+        expanded((2, *_layout.rest(shape, dim)), reference.wide_dtype(device), device),
     )
 
 
 # ---- arguments ----
 
 
-def contiguous(t: Tensor | None) -> Tensor | None:
+def contiguous(t: MaybeTensor) -> MaybeTensor:
     """`t`, copied if need be."""
-    return None if t is None else t.contiguous()
+    if t is None or t.is_contiguous():
+        return t
+    check_memory("a tensor", t)
+    return t.contiguous()
 
 
 def check_values(name: str, values: Tensor | None, n: int | None = None) -> None:
     """Raise for numbers outside [0, n], or (0, inf), on the CPU; elsewhere that would wait for the device."""
     if values is None or values.device.type != "cpu":
         return
+    check_memory(name, values)
     allowed = (values > 0) & (values < math.inf) if n is None else (values >= 0) & (values <= n)
     wrong = values[~allowed]
     if wrong.numel():

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from . import _layout, _ops, reference
 from ._backends import backend_of
-from ._layout import Four, Vectors
-from ._ops import DTYPES, _operator
+from ._layout import Vectors
+from ._ops import _operator
 
 # The enumerations of csrc/hypersimplex.h.
 L2: int = 0
@@ -29,8 +29,6 @@ MEAN: int = 0
 RATIO: int = 1
 TRANSPOSED: int = 2
 RESIDUAL: int = 3
-
-_NOWHERE: tuple[int, Four] = (0, (0, 0, 0, 0))
 
 
 def _contiguous(like: Tensor) -> Tensor:
@@ -46,19 +44,15 @@ def _packed(like: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     return like.new_empty_strided(like.shape, strides, dtype=dtype)
 
 
-def _located(t: Tensor | None, layout: Vectors, kept: list[Tensor]) -> tuple[int, Four]:
-    """Address and strides of a tensor, or of a copy that fits the layout and is put into `kept`."""
-    if t is None:
-        return _NOWHERE
-    t, strides = layout.fitted(t)
-    kept.append(t)
-    return t.data_ptr(), strides
+def _fitted(t: Tensor | None, layout: Vectors) -> Tensor | None:
+    return None if t is None else layout.fitted(t)
 
 
 # ---- sort ----
 
 
 def _sort_fake(x: Tensor, descending: bool, wide: bool, dim: int) -> tuple[Tensor, Tensor]:
+    _ops.check_vectors("x", x, dim)
     if wide:
         return _contiguous(x), torch.empty_like(x, dtype=torch.int64, memory_format=torch.contiguous_format)
     return _packed(x, dim), _packed(x, dim, torch.int32)
@@ -75,13 +69,7 @@ def sort(x: Tensor, descending: bool, wide: bool, dim: int) -> tuple[Tensor, Ten
         by_torch = x.sort(dim=dim, descending=descending, stable=True)
         return values.copy_(by_torch.values), order.copy_(by_torch.indices)
     x, layout = _layout.vectors(x, dim)
-    kept: list[Tensor] = []
-    backend.call(
-        backend.kernels.sort,
-        x.device,
-        *(DTYPES[x.dtype], layout.shape, *_located(x, layout, kept), descending),
-        *(*_located(values, layout, kept), *_located(order, layout, kept), wide),
-    )
+    backend.call(backend.kernels.sort, x.device, dim, layout.cut, x, descending, values, order, wide)
     return values, order
 
 
@@ -109,15 +97,28 @@ class Regression(NamedTuple):
     def like(self) -> Tensor:
         """The term that gives shape, dtype and device."""
         term = self.b if self.a is None else self.a
-        assert term is not None
+        if term is None:
+            raise ValueError("one of a and b must be a Tensor, got None for both")
         return term
+
+    def check(self) -> None:
+        """Raise unless all tensors are as vectors of one dtype have them."""
+        like = self.like
+        _ops.check_vectors("b" if self.a is None else "a", like, self.dim)
+        _ops.check_beside("b", self.b, like, like.dtype)
+        _ops.check_beside("weight", self.weight, like, like.dtype)
+        _ops.check_beside("order", self.order, like, torch.int32)
+
+
+def _blocks_shape(x: Tensor, dim: int) -> tuple[int, ...]:
+    return (*_layout.rest(x.shape, dim), 4 * ((x.shape[dim] + 31) // 32))
 
 
 def _isotonic_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     r = Regression(*arguments)
-    blocks = (*_layout.rest(r.like.shape, r.dim), 4 * ((r.like.shape[r.dim] + 31) // 32))
+    r.check()
     share = _packed(r.like, r.dim) if r.wants_share else r.like.new_empty(0)
-    return _contiguous(r.like), share, r.like.new_empty(blocks, dtype=torch.uint8)
+    return _contiguous(r.like), share, r.like.new_empty(_blocks_shape(r.like, r.dim), dtype=torch.uint8)
 
 
 @_operator(
@@ -129,8 +130,8 @@ def _isotonic_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def isotonic(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The result of a `Regression`; if wanted, exp(b) / sum_B exp(b) of each element, packed; and the blocks."""
     r = Regression(*arguments)
-    _ops.check_values("weight", r.weight)
     out, share, blocks = outputs = _isotonic_fake(*arguments)
+    _ops.check_values("weight", r.weight)
     if out.numel() == 0:
         return outputs
     backend = backend_of(out.device)
@@ -138,16 +139,16 @@ def isotonic(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         _isotonic_in_torch(r, *outputs)
         return outputs
     _, layout = _layout.vectors(r.like, r.dim)
-    kept: list[Tensor] = []
+    if r.order is not None and not backend.on_cpu:
+        out.fill_(math.nan)  # nothing foreign at places that an order may leave out; on the CPU the kernel sees to that
     backend.call(
         backend.kernels.isotonic,
         out.device,
-        *(DTYPES[out.dtype], layout.shape, r.divergence, r.increasing),
-        (*_located(r.a, layout, kept), r.a_scale, False),
-        (*_located(r.b, layout, kept), r.b_scale, r.b_logarithm),
-        *(*_located(r.weight, layout, kept), r.result, r.scale),
-        *(*_located(out, layout, kept), *_located(r.order, layout, kept)),
-        *(*_located(share if r.wants_share else None, layout, kept), blocks.data_ptr()),
+        *(r.dim, layout.cut, r.divergence, r.increasing),
+        (_fitted(r.a, layout), r.a_scale, False),
+        (_fitted(r.b, layout), r.b_scale, r.b_logarithm),
+        *(_fitted(r.weight, layout), r.result, r.scale, out),
+        *(_fitted(r.order, layout), share if r.wants_share else None, blocks),
     )
     return outputs
 
@@ -177,7 +178,7 @@ def _isotonic_in_torch(r: Regression, out: Tensor, share: Tensor, blocks: Tensor
     if r.order is None:
         out.copy_(value)
     else:
-        out.scatter_(r.dim, r.order.long(), value)
+        out.fill_(math.nan).scatter_(r.dim, r.order.long(), value)
     blocks.copy_(_bits(starts))
 
 
@@ -211,9 +212,22 @@ class Product(NamedTuple):
     out_ordered: bool = False
     scale: float = 1.0
 
+    def check(self) -> None:
+        """Raise unless all tensors go with v."""
+        v = self.v
+        _ops.check_vectors("v", v, self.dim)
+        _ops.check_beside("weight", self.weight, v)
+        _ops.check_beside("order", self.order, v, torch.int32)
+        _ops.check_given("blocks", self.blocks)
+        blocks = _blocks_shape(v, self.dim)
+        if self.blocks.dtype != torch.uint8 or self.blocks.shape != blocks or self.blocks.device != v.device:
+            raise ValueError(f"blocks must be uint8 {list(blocks)} on {v.device}, got {_ops.describe(self.blocks)}")
 
-def _block_product_fake(v: Tensor, *_arguments: object) -> Tensor:
-    return _contiguous(v)
+
+def _block_product_fake(*arguments: Any) -> Tensor:
+    p = Product(*arguments)
+    p.check()
+    return _contiguous(p.v)
 
 
 @_operator(
@@ -224,23 +238,24 @@ def _block_product_fake(v: Tensor, *_arguments: object) -> Tensor:
 def block_product(*arguments: Any) -> Tensor:
     """The result of a `Product`."""
     p = Product(*arguments)
-    out = _block_product_fake(p.v)
+    out = _block_product_fake(*arguments)
     if out.numel() == 0:
         return out
     backend = backend_of(out.device)
     if backend is None:
         return _block_product_in_torch(p, out)
+    if p.order is not None and p.out_ordered and not backend.on_cpu:
+        out.fill_(math.nan)  # as above
     v, layout = _layout.vectors(p.v, p.dim)
-    kept: list[Tensor] = []
-    blocks = p.blocks.contiguous()
+    weight = None if p.weight is None else p.weight.to(out.dtype)
     backend.call(
         backend.kernels.block_product,
         out.device,
-        *(DTYPES[out.dtype], layout.shape, p.product),
-        (*_located(v, layout, kept), p.v_ordered),
-        (*_located(None if p.weight is None else p.weight.to(out.dtype), layout, kept), p.weight_ordered),
-        (*_located(out, layout, kept), p.out_ordered),
-        *(p.scale, *_located(p.order, layout, kept), blocks.data_ptr()),
+        *(p.dim, layout.cut, p.product),
+        (v, p.v_ordered),
+        (_fitted(weight, layout), p.weight_ordered),
+        (out, p.out_ordered),
+        *(p.scale, _fitted(p.order, layout), _ops.contiguous(p.blocks)),
     )
     return out
 
@@ -261,7 +276,7 @@ def _block_product_in_torch(p: Product, out: Tensor) -> Tensor:
     if p.product in (TRANSPOSED, RESIDUAL):
         result = w * result
     if p.out_ordered and place is not None:
-        result = torch.empty_like(result).scatter_(-1, place, result)
+        result = torch.full_like(result, math.nan).scatter_(-1, place, result)
     return out.copy_(p.scale * result.movedim(-1, p.dim))
 
 
@@ -277,9 +292,11 @@ def threshold_pav(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """`threshold` by sorting and isotonic regression, with the same state."""
+    y, state = _ops.threshold_fake(x, mask, k_values, k, tau_values, tau, dim)
+    for name, values in (("k_values", k_values), ("tau_values", tau_values)):
+        _ops.check_beside(name, values, state[0], state.dtype)
     _ops.check_values("k", k_values, x.shape[dim])
     _ops.check_temperatures(tau_values)
-    y, state = _ops.threshold_fake(x, mask, k_values, k, tau_values, tau, dim)
     n = x.shape[dim]
     if x.numel() == 0:
         state[0], state[1] = math.inf, 0.0

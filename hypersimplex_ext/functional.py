@@ -129,7 +129,7 @@ def _projected(
     signature = None
     if mask is None and _plain(input):
         signature = (
-            input.dtype, input.device, input.shape, input.stride(), type(k), type(tau), k, tau, dim, solver,
+            input.dtype, input.device, input.shape, input.stride(), type(k), type(tau), type(dim), k, tau, dim, solver,
         )  # fmt: skip
         call = _recall(signature)
         if call is not None:
@@ -345,6 +345,8 @@ def loss_and_statistics(
         )  # fmt: skip
         call = _recall(signature)
         if call is not None:
+            for t in weights:
+                _ops.check_memory("a weight", t)
             placed = [t if t is None else t.to(call.state.dtype).contiguous() for t in (weight, sample_weight)]
             return _loss.fused(input, call, target, None, None, *placed)
     logits, arguments = _checked(

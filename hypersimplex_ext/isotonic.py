@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from . import _checks, _isotonic, _layout, reference
 from ._autograd import steady
-from .functional import _autocast
+from .functional import Proxy, _autocast
 
 __all__ = ["isotonic_regression", "project_permutahedron", "soft_rank", "soft_sort", "sort"]
 
@@ -49,6 +50,8 @@ def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> torch.ret
         >>> sort(torch.tensor([0.3, 0.1, 0.2]), descending=True).indices
         tensor([0, 2, 1])
     """
+    if isinstance(input, Proxy):
+        return handle_torch_function(sort, (input,), **locals())
     _checks.logits(input)
     return torch.return_types.sort(_isotonic.sort(input, descending, _checks.dimension(dim, input.ndim)))
 
@@ -99,6 +102,8 @@ def isotonic_regression(
         >>> isotonic_regression(torch.tensor([1.0, 3.0, 2.0, 4.0]))
         tensor([1.0000, 2.5000, 2.5000, 4.0000])
     """
+    if isinstance(input, Proxy):
+        return handle_torch_function(isotonic_regression, (input,), **locals())
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     input = _autocast(input)
@@ -139,8 +144,9 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
             autocast, halves are taken as float32.
         w: Real numbers [n], or a tensor that broadcasts to the shape of `input` with n entries along `dim`; in any
             order.
-        tau: Temperature in the units of `input`: a number in (0, inf), or a tensor that broadcasts to the shape of
-            `input` without dimension `dim`, where a number out of range makes its vector nan.
+        tau: Temperature in the units of `input`: a number in [2^-1022, inf), or a tensor that broadcasts to the shape
+            of `input` without dimension `dim`, where a number out of range makes its vector nan, as does an x / tau
+            beyond the range of float64.
         dim: The dimension to project along.
 
     Returns:
@@ -161,6 +167,8 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         >>> project_permutahedron(torch.tensor([0.1, 1.6, 1.0]), torch.tensor([1.0, 0.0, 0.0]))
         tensor([0.0000, 0.8000, 0.2000])
     """
+    if isinstance(input, Proxy):
+        return handle_torch_function(project_permutahedron, (input,), **locals())
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     input = _autocast(input)
@@ -168,7 +176,7 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
     if isinstance(tau, Tensor):
         shape = _layout.rest(input.shape, dim)
         tau = _checks.per_vector("tau", tau, input, shape, f"the shape of input without dimension {dim}")
-        tau = torch.where((tau > 0) & (tau < math.inf), tau, math.nan).unsqueeze(dim)
+        tau = torch.where((tau >= reference.LEAST_TEMPERATURE) & (tau < math.inf), tau, math.nan).unsqueeze(dim)
         wide = input.to(tau.dtype) / tau
         return _isotonic.soft_rank(wide, _descending(w, input, dim).to(tau.dtype), 1.0, False, dim).to(input.dtype)
     return _isotonic.soft_rank(input, _descending(w, input, dim), _inverse(_checks.temperature(tau)), False, dim)
@@ -241,6 +249,8 @@ def soft_rank(
         >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=4.0)
         tensor([2.5833, 1.5833, 1.8333])
     """
+    if isinstance(values, Proxy):
+        return handle_torch_function(soft_rank, (values,), **locals())
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
     x = values
     if isinstance(strength, Tensor):
@@ -307,6 +317,8 @@ def soft_sort(
         >>> soft_sort(torch.tensor([5.0, 1.0, 2.0]), regularization_strength=1.0)
         tensor([1.6667, 2.6667, 3.6667])
     """
+    if isinstance(values, Proxy):
+        return handle_torch_function(soft_sort, (values,), **locals())
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
     sign = 1.0 if descending else -1.0
     if values.numel() == 0 or (mask is None and not isinstance(strength, Tensor)):

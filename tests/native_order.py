@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hypersimplex_ext import _backends, _layout, _ops
+from hypersimplex_ext import _backends, _layout
 
 L2, KL = 0, 1
 REGRESSION, PRIMAL, EXP_PRIMAL = 0, 1, 2
 MEAN, RATIO, TRANSPOSED, RESIDUAL = 0, 1, 2, 3
-NONE = (0, 0, 0, 0)
 
 
 class Term(NamedTuple):
@@ -34,27 +34,13 @@ def call(name: str, device: torch.device, *arguments: object) -> None:
     backend.call(getattr(backend.kernels, name), device, *arguments)
 
 
-def located(t: Tensor | None, layout: _layout.Vectors) -> tuple[int, tuple[int, ...]]:
-    """Address and strides of a tensor, which may be broadcast over vectors."""
-    if t is None:
-        return 0, NONE
-    strides = layout.strides(t)
-    assert strides is not None, "choose a tensor whose dimensions collapse"
-    return t.data_ptr(), strides
-
-
 def sort(x, descending=False, dim=-1, values=True, order=True, wide=False, like=None):
     """Values and order, each None where it is not asked for. `like` gives their layout, that of x by default."""
     x, layout = _layout.vectors(x, dim % x.ndim)
     like = x if like is None else like
     sorted_values = torch.empty_like(like) if values else None
     places = torch.empty_like(like, dtype=torch.int64 if wide else torch.int32) if order else None
-    call(
-        "sort",
-        x.device,
-        *(_ops.DTYPES[x.dtype], layout.shape, *located(x, layout), descending),
-        *(*located(sorted_values, layout), *located(places, layout), wide),
-    )
+    call("sort", x.device, layout.dim, layout.cut, x, descending, sorted_values, places, wide)
     return sorted_values, places
 
 
@@ -80,18 +66,18 @@ def isotonic(
     like = data if like is None else like
     out = torch.empty_like(like)
     shares = torch.empty_like(like) if share else None
-    outer, inner, n1, n2 = layout.shape
-    blocks = torch.full((outer * inner, -(-n1 * n2 // 32)), -1, dtype=torch.int32, device=data.device)
+    words = -(-data.shape[layout.dim] // 32)
+    rest = _layout.rest(data.shape, layout.dim)
+    blocks = torch.full((*rest, 4 * words), 255, dtype=torch.uint8, device=data.device)
     call(
         "isotonic",
         data.device,
-        *(_ops.DTYPES[data.dtype], layout.shape, divergence, increasing),
-        (*located(data, layout), float(a.scale), a.logarithm),
-        (*located(b.data, layout), float(b.scale), b.logarithm),
-        *(*located(weight, layout), result, float(scale), *located(out, layout), *located(order, layout)),
-        *(*located(shares, layout), blocks.data_ptr()),
+        *(layout.dim, layout.cut, divergence, increasing),
+        (data, float(a.scale), a.logarithm),
+        (b.data, float(b.scale), b.logarithm),
+        *(weight, result, float(scale), out, order, shares, blocks),
     )
-    return Isotonic(out, blocks, shares)
+    return Isotonic(out, blocks.flatten().view(torch.int32).view(math.prod(rest), words), shares)
 
 
 def block_product(
@@ -100,12 +86,13 @@ def block_product(
     """`ordered` says which of v, weight and the result lie at order[j]."""
     v, layout = _layout.vectors(v, dim % v.ndim)
     out = torch.empty_like(v if like is None else like)
+    rest = _layout.rest(v.shape, layout.dim)
     call(
         "block_product",
         v.device,
-        *(_ops.DTYPES[v.dtype], layout.shape, product),
-        *((*located(t, layout), flag) for t, flag in zip((v, weight, out), ordered, strict=True)),
-        *(float(scale), *located(order, layout), blocks.data_ptr()),
+        *(layout.dim, layout.cut, product),
+        *zip((v, weight, out), ordered, strict=True),
+        *(float(scale), order, blocks.view(torch.uint8).view(*rest, -(-v.shape[layout.dim] // 32) * 4)),
     )
     return out
 

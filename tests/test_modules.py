@@ -9,7 +9,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 
-from hypersimplex_ext import binary_argmax, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import (
+    binary_argmax,
+    hypersimplex_loss,
+    isotonic_regression,
+    project_permutahedron,
+    soft_binary_argmax,
+    soft_rank,
+    soft_sort,
+    sort,
+)
 from hypersimplex_ext.nn import HyperSimplexLoss, SoftBinaryArgmax
 
 LABELS = torch.arange(20) % 3
@@ -142,6 +151,19 @@ def test_modules_and_functions_are_nodes_of_a_symbolic_trace(settings):
     graph = pickle.loads(pickle.dumps(graph))
     assert torch.equal(graph(x, LABELS), model(x, LABELS))
     assert torch.equal(graph.loss.running_threshold, model.loss.running_threshold)
+
+
+def test_ranking_functions_are_nodes_of_a_symbolic_trace():
+    w = torch.arange(4.0)
+
+    def function(x):
+        fitted = isotonic_regression(sort(x).values, increasing=False) + project_permutahedron(x, w)
+        return fitted + soft_rank(x, descending=True) + soft_sort(x, "kl")
+
+    graph, x = torch.fx.symbolic_trace(function), torch.randn(3, 4)
+    named = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    assert {sort, isotonic_regression, project_permutahedron, soft_rank, soft_sort} < named
+    assert torch.equal(graph(x), function(x))
 
 
 def test_a_layer_is_traced_as_its_function():

@@ -84,7 +84,7 @@ void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
       } else if (word_at(j) == kAllStart) {
         std::copy(v + j, v + end, sums.v + block + 1);
         std::copy(weight + j, weight + end, sums.weight + block + 1);
-        block += kBlockBits;
+        block += end - j;
         sum_v = v[end - 1];
         sum_weight = weight[end - 1];
       } else {
@@ -132,8 +132,8 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
       if (word == kNoStart) {
         std::fill(out + j, out + end, *mean);
       } else if (word == kAllStart) {
-        std::copy(mean + 1, mean + 1 + kBlockBits, out + j);
-        mean += kBlockBits;
+        std::copy(mean + 1, mean + 1 + (end - j), out + j);
+        mean += end - j;
       } else {
         for (int64_t i = j; i < end; ++i) {
           mean += starts[i];
@@ -204,6 +204,8 @@ void multiply_vectors(const BlockProductArgs& args, int threads) {
     orders.load();
     for (int64_t i = 0; i < live; ++i) {
       const NearRow<In> row(outs[i], near_row, near);
+      if (args.order) check_order(orders[i], n);
+      if (out_ordered) row.clear(n);
       auto placed = [&](bool ordered) { return ordered ? orders[i] : nullptr; };
       multiply(Vector<In>{n,
                           args.product,

@@ -10,6 +10,9 @@ namespace cpu {
 void raise_out_of_bounds(int64_t class_index) {
   throw std::out_of_range("Target " + std::to_string(class_index) + " is out of bounds.");
 }
+void raise_order_out_of_range(int64_t n) {
+  throw std::out_of_range("order must lie in [0, " + std::to_string(n) + ")");
+}
 
 void raise_not_in_unit_interval(double label) {
   std::ostringstream message;

@@ -10,6 +10,7 @@ namespace cpu {
 
 [[noreturn]] void raise_out_of_bounds(int64_t class_index);  // std::out_of_range, IndexError in Python
 [[noreturn]] void raise_not_in_unit_interval(double label);  // std::invalid_argument, ValueError in Python
+[[noreturn]] void raise_order_out_of_range(int64_t n);       // likewise
 
 // The first of the exceptions that several threads meet.
 class FirstError {

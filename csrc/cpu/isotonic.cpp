@@ -327,6 +327,10 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
     std::unique_ptr<double[]> narrowed_a;
     for (int64_t i = 0; i < live; ++i) {
       const NearRow<In> row(outs[i], near_row, near);
+      if (args.order) {
+        check_order(orders[i], n);
+        row.clear(n);
+      }
       Vector<In> vector{n,
                         {a_rows[i], args.a.scale, args.a.logarithm, n, a_table.get()},
                         {b_rows[i], args.b.scale, args.b.logarithm, n, b_table.get()},

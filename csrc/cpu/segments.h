@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstring>
+#include <limits>
 
 #include "scratch.h"
 #include "vectors.h"
@@ -69,6 +70,13 @@ void fetch_doubles(const In* row, const int32_t* order, int64_t begin, int64_t c
   else
     for (int64_t j = 0; j < count; ++j) out[j] = load(row[begin + j]);
 }
+// Once for a row, as nothing else keeps a caller's order within it.
+inline void check_order(const int32_t* order, int64_t n) {
+  const uint32_t end = uint32_t(std::min(n, int64_t(1) << 31));
+  uint32_t outside = 0;
+  for (int64_t j = 0; j < n; ++j) outside |= uint32_t(uint32_t(order[j]) >= end);
+  if (outside) cpu::raise_order_out_of_range(n);
+}
 // What is read or written in an order of its own goes through memory that is near, unless it is too long for that.
 inline int64_t near_entries(int64_t n, bool ordered) { return ordered && n <= (int64_t(1) << 15) ? n : 0; }
 
@@ -80,6 +88,12 @@ struct NearRow {
 
   NearRow(In* row, In* near, int64_t entries) : row(row), near(near), entries(entries) {}
   In* data() const { return entries ? near : row; }
+  // Before entries are put at places of an order, which may leave some out.
+  void clear(int64_t n) const {
+    In nan;
+    store_double(std::numeric_limits<double>::quiet_NaN(), nan);
+    std::fill(data(), data() + n, nan);
+  }
   void store() const { std::copy(near, near + entries, row); }
 };
 

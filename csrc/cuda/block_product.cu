@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
       for_places(plan, team, plan.share, [&](int c, int j) {
         double value = 0, weight = 0;
         if (c < unit.columns && j < unit.count) {
-          const int64_t at = unit.begin + j, place = args.order ? load_constant(args.order + order(c, at)) : at;
+          const int64_t at = unit.begin + j, place = args.order ? load_place(args.order + order(c, at), plan.n) : at;
           value = load_double(args.v.data, v(c, args.v.ordered ? place : at), args.dtype);
           weight = 1;
           if (args.weight.data)
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
       for_places(plan, team, plan.share, [&](int c, int j) {
         if (c >= unit.columns || j >= unit.count) return;
         const int64_t at = unit.begin + j;
-        const int64_t place = args.order && args.out.ordered ? load_constant(args.order + order(c, at)) : at;
+        const int64_t place = args.order && args.out.ordered ? load_place(args.order + order(c, at), plan.n) : at;
         const bool regular = args.blocks[(unit.vector + c) * words] & 1;
         store_double(args.out.data, out(c, place), args.dtype,
                      regular ? args.scale * first[gapped(c * plan.share + j)] : kInfinity<double> - kInfinity<double>);

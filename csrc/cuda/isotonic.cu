@@ -102,7 +102,7 @@ class Elements {
     if (args_.result != IsotonicResult::kRegression) v = alone ? terms_.b(column, j) : terms_.a(column, j) - v;
     if (args_.result == IsotonicResult::kExpPrimal) v = exp(v);
     const double nan = kInfinity<double> - kInfinity<double>;
-    const int64_t place = args_.order ? load_constant(args_.order + order_(column, j)) : j;
+    const int64_t place = args_.order ? load_place(args_.order + order_(column, j), n_) : j;
     store_double(args_.out, out_(column, place), args_.dtype, regular ? args_.scale * v : nan);
     if (args_.share)
       store_double(args_.share, share_(column, j), args_.dtype,

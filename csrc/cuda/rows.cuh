@@ -150,6 +150,13 @@ __device__ __forceinline__ void for_places(const RowPlan& plan, const RowTeam& t
   }
 }
 
+// An entry of an order of n. Nothing else keeps a caller's order within the vector.
+__device__ __forceinline__ int64_t load_place(const int32_t* order, int64_t n) {
+  const int64_t place = load_constant(order);
+  assert(place >= 0 && place < n && "order out of range");
+  return place;
+}
+
 // ---- one number of a tensor whose storage type is known at run time ----
 
 __device__ __forceinline__ float load_float(const void* data, int64_t at, DType dtype) {
