@@ -79,15 +79,21 @@ def mass(k: object, n: int) -> float:
     return k
 
 
-def temperature(tau: object, name: str = "tau", kinds: str = "a real number or a Tensor") -> float:
+def positive(name: str, value: object, kinds: str) -> float:
+    """A number in (0, inf)."""
+    value = number(name, value, kinds)
+    if type(value) is int:
+        value = _float(value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must lie in (0, inf), got {value}")
+    return value
+
+
+def temperature(tau: object) -> float:
     """A number in (0, inf) that is no subnormal one: a threshold in logit units has to be resolved to an ulp of it."""
-    tau = number(name, tau, kinds)
-    if type(tau) is int:
-        tau = _float(tau)
-    if not 0 < tau < math.inf:
-        raise ValueError(f"{name} must lie in (0, inf), got {tau}")
+    tau = positive("tau", tau, "a real number or a Tensor")
     if tau < reference.LEAST_TEMPERATURE:
-        raise ValueError(f"{name} must be a normal number, at least {reference.LEAST_TEMPERATURE:.4g}, got {tau}")
+        raise ValueError(f"tau must be a normal number, at least {reference.LEAST_TEMPERATURE:.4g}, got {tau}")
     return tau
 
 

@@ -351,6 +351,7 @@ def check_temperatures(values: Tensor | None) -> None:
     """Raise for temperatures that are not positive normal numbers, likewise."""
     if values is None or values.device.type != "cpu":
         return
+    check_memory("tau", values)
     wrong = values[~reference.is_temperature(values)]
     if wrong.numel():
         tau = wrong.flatten()[0].item()

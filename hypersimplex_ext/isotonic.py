@@ -223,7 +223,7 @@ def soft_rank(
         values: x, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
             Under autocast, halves are taken as float32.
         regularization: "l2" (Euclidean, piecewise linear) or "kl" (entropic, smooth within a block).
-        regularization_strength: epsilon, a number in [2^-1022, inf), in the units of `values`.
+        regularization_strength: epsilon, a number in (0, inf), in the units of `values`; below 2^-1024 as that.
         dim: The dimension to rank along.
         descending: Rank 1 for the largest entry instead: the ranks of -x.
         mask: Bool tensor that broadcasts to the shape of `values`; entries where it is False take no part: of m that
@@ -291,7 +291,8 @@ def soft_sort(
         values: x, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
             Under autocast, halves are taken as float32.
         regularization: "l2" (Euclidean, piecewise linear) or "kl" (entropic, smooth within a block).
-        regularization_strength: epsilon, a number in [2^-1022, inf), in one over the units of `values`.
+        regularization_strength: epsilon, a number in (0, inf), in one over the units of `values`; below
+            2^-1024 as that.
         dim: The dimension to sort along.
         descending: In descending order instead, from the permutahedron of x.
         mask: Bool tensor that broadcasts to the shape of `values`; entries where it is False take no part: the first m
@@ -350,5 +351,5 @@ def _soft(values: Tensor, regularization: str, strength: float, dim: int) -> tup
     """What soft_rank and soft_sort check alike: values, strength (see `steady`), whether entropic, dimension."""
     _checks.logits(values, "values")
     kl = _checks.choice("regularization", regularization, REGULARIZATIONS) == 1
-    strength = _checks.temperature(strength, "regularization_strength", "a real number")
+    strength = _checks.positive("regularization_strength", strength, "a real number")
     return _autocast(values), steady(strength, values), kl, _checks.dimension(dim, values.ndim)

@@ -71,7 +71,8 @@ def operators():
     yield "sorted", (x, True, 1)
     yield "regression", (x, weight, True, 1)
     yield "soft_rank", (x, weight.sort(1, descending=True).values, 1.0, False, 1)
-    yield "soft_sort", (x, 1.0, 1.0, True, 1)
+    yield "soft_sort", (x, None, 1.0, 1.0, True, 1)
+    yield "soft_sort", (x, weight.sort(1, descending=True).values, 1.0, 1.0, False, 1)
     for target in (torch.arange(6) % 3, eighths(6, 3).abs().clamp(max=1)):
         tensors = logits, target, per_class, per_class, per_class, per_sample
         yield "loss_forward", (*tensors, *settings)

@@ -35,7 +35,7 @@ WHOLE = {  # operator -> what it takes between the vectors and the dimension
     "sorted": [(True,), (False,)],
     "regression": [("weight", True), (None, False)],
     "soft_rank": [("weight", 0.7, False), (None, 0.7, False), (None, -0.7, True)],
-    "soft_sort": [(1.5, 1.0, False), (1.5, -1.0, True)],
+    "soft_sort": [(None, 1.5, 1.0, False), (None, 1.5, -1.0, True), ("weight", 1.5, -1.0, False)],
 }
 
 

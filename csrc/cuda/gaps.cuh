@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
         double y = b_start + (sum_b / size + (beyond - sum_a / size));
         if (entropic) y = b_start + (log(sum_b / sum_a) + beyond);
         if (exponentiated) y = entropic ? sum_b * (exp(beyond) / sum_a) : exp(y);
-        const int64_t place = args.order ? load_constant(args.order + order(0, j)) : j;
+        const int64_t place = args.order ? load_place(args.order + order(0, j), plan.n) : j;
         store_double(args.out, out(0, place), args.dtype, args.scale * y);
       }
     }

@@ -81,6 +81,7 @@ class Elements {
  public:
   __device__ Elements(const IsotonicArgs& args, const RowPlan& plan, const Unit& unit, const Gaps& gaps)
       : args_(args),
+        n_(plan.n),
         terms_(args, plan, unit, gaps),
         weight_(args.weight_strides, args.shape, plan, unit),
         out_(args.out_strides, args.shape, plan, unit),
@@ -111,6 +112,7 @@ class Elements {
 
  private:
   const IsotonicArgs& args_;
+  const int64_t n_;
   const Terms terms_;
   const Reach weight_, out_, order_, share_;
 };
