@@ -128,10 +128,22 @@ struct Chunk {
 // join() adds one.
 constexpr int64_t kBlocksPerChunk = kChunk / 2 + 1;
 
+// Doubles that a thread has at hand for a chunk: p and q while it is pooled, segments of terms and results after that.
+// What is walked together does not lie a multiple of 4096 bytes apart, where a load would wait for a store.
+constexpr int64_t kGap = 64, kPitch = kSegment + kGap, kChunkMemory = 2 * kChunk + kGap;
+static_assert(4 * kPitch <= kChunkMemory, "a, b, v and the share");
+
+// Runs body(chunk, memory) for every chunk; `memory` is that of the thread that calls.
+template <class Body>
+void for_each_chunk(int64_t count, double* memory, int threads, const Body& body) {
+  if (count == 1) return body(int64_t(0), memory);
+  parallel_for(count, threads, [&](int64_t chunk) { body(chunk, ScratchArray<double>(kChunkMemory)); });
+}
+
 template <class In, class Block>
-void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk) {
+void pool_chunk(const Vector<In>& vector, int64_t index, Chunk<Block>& chunk, double* memory) {
   const int64_t first = index * kChunk, count = std::min(kChunk, vector.n - first);
-  const ScratchArray<double> p(kChunk), q(kChunk);
+  double *const p = memory, *const q = p + kChunk + kGap;
   chunk.regular = true;
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t length) {
     const bool regular = vector.evaluate(chunk.blocks, begin, length, p + (begin - first), q + (begin - first));
@@ -182,10 +194,11 @@ void join(const Vector<In>& vector, Chunk<Block>* chunks, int64_t begin, int64_t
 }
 
 template <class In, class Block>
-void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& chunk, const Block* before) {
+void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& chunk, const Block* before,
+                 double* memory) {
   int64_t next = chunk.first;
   for_each_segment(vector.n, index, [&](int64_t begin, int64_t count) {
-    const ScratchArray<double> a(kSegment), b(kSegment), v(kSegment), share(kSegment);
+    double *const a = memory, *const b = a + kPitch, *const v = b + kPitch, *const share = v + kPitch;
     uint8_t starts[kSegment] = {};
     vector.a.evaluate(begin, count, a);
     vector.b.evaluate(begin, count, b);
@@ -194,7 +207,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
       v[j] = primal ? b[j] : a[j] - b[j];  // what an element has that is a block by itself
       starts[j] = 1;
     }
-    if (vector.share) std::fill(&share[0], &share[count], 1.0);
+    if (vector.share) std::fill(share, share + count, 1.0);
     auto write = [&](const Block& block) {
       const int64_t first = std::max(block.start - begin, int64_t(0)), last = std::min(block.end - begin, count);
       const double value = vector.level(block);
@@ -228,20 +241,20 @@ void write_nan(const Vector<In>& vector) {
 }
 
 template <class Block, class In>
-void regress(const Vector<In>& vector, Arena arena, int threads) {
+void regress(const Vector<In>& vector, Arena arena, double* memory, int threads) {
   const int64_t count = chunks_of(vector.n);
   Chunk<Block>* chunks = arena.take<Chunk<Block>>(count);
   Block* blocks = arena.take<Block>(vector.n / 2 + count);
   if (count == 1) {
     chunks[0].blocks = blocks;
-    pool_chunk(vector, 0, chunks[0]);
+    pool_chunk(vector, 0, chunks[0], memory);
   } else {
     // Packed, as most chunks leave few blocks: of a long vector's slots only the first pages are touched.
     std::atomic<int64_t> taken{0};
-    parallel_for(count, threads, [&](int64_t i) {
+    for_each_chunk(count, memory, threads, [&](int64_t i, double* own) {
       const ScratchArray<Block> pooled(kBlocksPerChunk);
       chunks[i].blocks = pooled;
-      pool_chunk(vector, i, chunks[i]);
+      pool_chunk(vector, i, chunks[i], own);
       const int64_t kept = chunks[i].last + 1;
       chunks[i].blocks = blocks + taken.fetch_add(kept + 1, std::memory_order_relaxed);
       std::copy(&pooled[0], &pooled[kept], chunks[i].blocks);
@@ -255,14 +268,24 @@ void regress(const Vector<In>& vector, Arena arena, int threads) {
       const int64_t begin = 2 * size * i;
       join(vector, chunks, begin, begin + size, std::min(begin + 2 * size, count));
     });
-  parallel_for(count, threads, [&](int64_t i) {
+  for_each_chunk(count, memory, threads, [&](int64_t i, double* own) {
     const Block* before = nullptr;
     if (chunks[i].empty() || chunks[i].begin > i * kChunk) {
       int64_t owner = i - 1;
       while (chunks[owner].empty()) --owner;
       before = chunks[owner].blocks + chunks[owner].last;
     }
-    write_chunk(vector, i, chunks[i], before);
+    write_chunk(vector, i, chunks[i], before, own);
+  });
+}
+
+// The results where every element is a block by itself.
+template <class In>
+void write_apart(const Vector<In>& vector, double* memory, int threads) {
+  for_each_chunk(chunks_of(vector.n), memory, threads, [&](int64_t i, double* own) {
+    const int64_t begin = i * kChunk;
+    const Chunk<MeanBlock> chunk{nullptr, 0, -1, begin, std::min(begin + kChunk, vector.n), true};
+    write_chunk<In, MeanBlock>(vector, i, chunk, nullptr, own);
   });
 }
 
@@ -324,6 +347,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
     b_rows.load();
     weights.load();
     orders.load();
+    const ScratchArray<double> chunk_memory(kChunkMemory);
     std::unique_ptr<double[]> narrowed_a;
     for (int64_t i = 0; i < live; ++i) {
       const NearRow<In> row(outs[i], near_row, near);
@@ -345,13 +369,20 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
                         entropic};
       const bool primal = args.result != IsotonicResult::kRegression;
       if (primal) vector.a.origin = vector.a.entry(0);
-      const bool wide = primal && is_wide(vector.a, vector.b, entropic);
-      if (wide) vector.a.table = (narrowed_a = narrowed(vector.a, vector.b, entropic)).get();
-      if (entropic && !vector.narrow())
-        regress<LogBlock>(vector, Arena{memory}, bundles.within);
+      const double bound = primal ? widest_gap(vector.b, entropic) : 0;
+      const bool wide = primal && is_wide(vector.a, bound);
+      const Gaps gaps = wide ? gaps_beside(vector.a, bound) : Gaps{};
+      if (gaps.some_exceed && !gaps.all_reach)
+        vector.a.table = (narrowed_a = narrowed(vector.a, bound, entropic)).get();
+      if (gaps.all_reach)
+        write_apart(vector, chunk_memory, bundles.within);
+      else if (entropic && !vector.narrow())
+        regress<LogBlock>(vector, Arena{memory}, chunk_memory, bundles.within);
       else
-        regress<MeanBlock>(vector, Arena{memory}, bundles.within);
-      if (wide) write_by_differences(vector);
+        regress<MeanBlock>(vector, Arena{memory}, chunk_memory, bundles.within);
+      if (wide && !gaps.all_reach)
+        for_each_chunk(chunks, chunk_memory, bundles.within,
+                       [&](int64_t chunk, double* own) { write_by_differences(vector, chunk, own); });
       row.store();
     }
     outs.store();

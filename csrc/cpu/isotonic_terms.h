@@ -2,8 +2,8 @@
 // of a - b or its like over a block, depends on b and on what a is within the block alone:
 //     L2:  y_j = mean_B(b) + (a_j - mean_B(a))        KL:  y_j = (a_j - log sum_B exp(a)) + log sum_B exp(b)
 // Where a spans many times what b spans, a - v would keep few digits or none. But no block reaches across a gap in a
-// that is wider than all of b, so that such gaps can be narrowed before neighbours are pooled, and each block has its
-// results from differences of its own entries.
+// that is wider than all of b: much wider ones are narrowed before neighbours are pooled, a vector of nothing else has
+// no neighbours to pool, and blocks of several elements have their results from differences of their own entries.
 #pragma once
 
 #include <algorithm>
@@ -44,9 +44,9 @@ struct Term {
       for (int64_t j = 0; j < count; ++j) out[j] = std::log(out[j]);
   }
   double at(int64_t j) const {
-    double element;
-    evaluate(j, 1, &element);
-    return element;
+    if (table) return table[j];
+    const double element = scale == 0 ? 0 : scale * (entry(j) - origin);
+    return logarithm ? std::log(element) : element;
   }
   // Of the elements, relative to `reference`, the first one.
   void exponentials(int64_t begin, int64_t count, double reference, double* out) const {
@@ -73,60 +73,108 @@ double widest_gap(const Term<In>& b, bool entropic) {
   return entropic ? span + 2 * std::log(double(b.n)) : span;
 }
 
-// Whether digits are at stake: a spans so much more than b, and all of it is finite.
+// Whether digits are at stake: a spans so much more than the bound, and all of it is finite.
 template <class In>
-bool is_wide(const Term<In>& a, const Term<In>& b, bool entropic) {
-  const double first = a.entry(0), last = a.entry(a.n - 1), bound = widest_gap(b, entropic);
+bool is_wide(const Term<In>& a, double bound) {
+  const double first = a.entry(0), last = a.entry(a.n - 1);
   const bool finite = first - first == 0 && last - last == 0 && bound - bound == 0;
   return finite && a.scale * (first - last) > kHarmlessSpan<In> * bound;
 }
 
+// How the gaps in a compare with the bound.
+struct Gaps {
+  bool all_reach;    // it: every element is a block by itself
+  bool some_exceed;  // twice of it, and are to be narrowed to that
+};
+template <class In>
+Gaps gaps_beside(const Term<In>& a, double bound) {
+  int64_t below = 0, beyond = 0;
+  auto compare = [&](double gap) {
+    below |= -int64_t(!(gap >= bound));
+    beyond |= -int64_t(gap > 2 * bound);
+  };
+  if (a.row)
+    for (int64_t j = 1; j < a.n; ++j) compare(a.scale * (double(load(a.row[j - 1])) - double(load(a.row[j]))));
+  else
+    compare(a.scale);
+  return {below == 0, beyond != 0};
+}
+
 // a with gaps of at most twice the bound, relative to its first entry, and the exponentials of that.
 template <class In>
-std::unique_ptr<double[]> narrowed(const Term<In>& a, const Term<In>& b, bool entropic) {
-  const double widest = 2 * widest_gap(b, entropic);
+std::unique_ptr<double[]> narrowed(const Term<In>& a, double bound, bool entropic) {
   std::unique_ptr<double[]> table(new double[size_t(entropic ? 2 * a.n : a.n)]);
   double level = 0;
   for (int64_t j = 0; j < a.n; ++j) {
-    if (j > 0) level -= std::min(a.scale * (a.entry(j - 1) - a.entry(j)), widest);
+    if (j > 0) level -= std::min(a.scale * (a.entry(j - 1) - a.entry(j)), 2 * bound);
     table[j] = level;
-    if (entropic) table[a.n + j] = exponential(level);
   }
+  if (entropic)
+    for (int64_t j = 0; j < a.n; ++j) table[a.n + j] = exponential(table[j]);
   return table;
 }
 
-// The results of a vector, block by block, from differences within the block.
+// The results of the block [start, end) from differences within it; `memory` takes a segment.
 template <class Vector>
-void write_by_differences(const Vector& vector) {
-  const auto &a = vector.a, &b = vector.b;
-  auto starts = [&](int64_t j) { return vector.blocks[j / kBlockBits] >> (j % kBlockBits) & 1; };
-  const bool exponentiated = vector.result == IsotonicResult::kExpPrimal;
-  const ScratchArray<double> results(kSegment);
-  for (int64_t start = 0, end = 0; start < vector.n && starts(start); start = end) {
-    auto beyond = [&](int64_t j) { return a.scale * (a.entry(j) - a.entry(start)); };
-    auto weight = [&](int64_t j) { return b.logarithm ? b.scale * b.entry(j) : std::exp(b.at(j)); };
-    const double b_start = b.at(start);
-    double sum_a = 0, sum_b = 0;
-    for (end = start; end < vector.n && (end == start || !starts(end)); ++end) {
-      sum_a += vector.entropic ? std::exp(beyond(end)) : beyond(end);
-      if (!vector.entropic)
-        sum_b += b.at(end) - b_start;
-      else
-        sum_b += exponentiated ? weight(end) : std::exp(b.at(end) - b_start);
+void write_by_differences(const Vector& vector, int64_t start, int64_t end, double* memory) {
+  const bool entropic = vector.entropic, exponentiated = vector.result == IsotonicResult::kExpPrimal;
+  auto a = vector.a, b = vector.b;
+  a.table = b.table = nullptr;
+  a.origin = a.entry(start);
+  const double b_start = b.at(start);
+  // Of b, exp(b - b_start) is summed up where it is no logarithm, else what the logarithm is taken of.
+  const bool logarithm = b.logarithm;
+  b.logarithm = false;
+  if (!logarithm) b.origin = b.entry(start);
+  const double unit = logarithm ? b.at(start) : 1;
+  auto evaluate = [&](const auto& term, int64_t begin, int64_t count, bool exponentials) {
+    term.evaluate(begin, count, memory);
+    if (exponentials)
+      for (int64_t j = 0; j < count; ++j) memory[j] = exponential(memory[j]);
+  };
+
+  double sum_a = 0, sum_b = 0;
+  for (int64_t begin = start; begin < end; begin += kSegment) {
+    const int64_t count = std::min(kSegment, end - begin);
+    evaluate(b, begin, count, entropic && !logarithm);
+    sum_b += sum_of(memory, count);
+    evaluate(a, begin, count, entropic);
+    sum_a += sum_of(memory, count);
+  }
+  const double size = double(end - start), of_block = std::log(sum_b / (unit * sum_a));
+  const double factor = exponentiated && !logarithm ? std::exp(b_start) * sum_b : sum_b;
+  for (int64_t begin = start; begin < end; begin += kSegment) {
+    const int64_t count = std::min(kSegment, end - begin);
+    evaluate(a, begin, count, entropic && exponentiated);
+    for (int64_t j = 0; j < count; ++j) {
+      double y = b_start + (sum_b / size + (memory[j] - sum_a / size));
+      if (entropic) y = exponentiated ? factor * (memory[j] / sum_a) : b_start + (of_block + memory[j]);
+      if (!entropic && exponentiated) y = std::exp(y);
+      memory[j] = vector.scale * y;
     }
-    const double size = double(end - start);
-    auto result = [&](int64_t j) {
-      if (!vector.entropic) {
-        const double y = b_start + (sum_b / size + (beyond(j) - sum_a / size));
-        return exponentiated ? std::exp(y) : y;
-      }
-      return exponentiated ? sum_b * (std::exp(beyond(j)) / sum_a) : b_start + (std::log(sum_b / sum_a) + beyond(j));
-    };
-    for (int64_t begin = start; begin < end; begin += kSegment) {
-      const int64_t count = std::min(kSegment, end - begin);
-      for (int64_t j = 0; j < count; ++j) results[j] = vector.scale * result(begin + j);
-      deliver_doubles(results, vector.order, begin, count, vector.out);
-    }
+    deliver_doubles(memory, vector.order, begin, count, vector.out);
+  }
+}
+
+// The first place from j on at which a block starts or, unless `start`, none does; n if there is none.
+inline int64_t find_start(const Blocks* blocks, int64_t j, int64_t n, bool start) {
+  for (; j < n; j = (j / kBlockBits + 1) * kBlockBits) {
+    const Blocks word = blocks[j / kBlockBits], found = (start ? word : ~word) >> j % kBlockBits;
+    if (found) return std::min(j + __builtin_ctz(found), n);
+  }
+  return n;
+}
+
+// Those of all blocks of several elements that start in a chunk.
+template <class Vector>
+void write_by_differences(const Vector& vector, int64_t chunk, double* memory) {
+  const int64_t n = vector.n, last = std::min((chunk + 1) * kChunk, n);
+  // No block of several elements that starts in the chunk, before place j, is left to be written.
+  for (int64_t j = find_start(vector.blocks, chunk * kChunk, n, true); j < last;) {
+    const int64_t second = find_start(vector.blocks, j + 1, n, false);
+    if (second > last || second == n) break;
+    j = find_start(vector.blocks, second, n, true);
+    write_by_differences(vector, second - 1, j, memory);
   }
 }
 

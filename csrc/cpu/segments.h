@@ -47,6 +47,15 @@ void for_each_segment(int64_t n, int64_t chunk, const Body& body) {
   for (int64_t begin = chunk * kChunk; begin < end; begin += kSegment) body(begin, std::min(kSegment, end - begin));
 }
 
+inline double sum_of(const double* v, int64_t count) {
+  double lanes[8] = {};
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8)
+    for (int64_t i = 0; i < 8; ++i) lanes[i] += v[j + i];
+  for (; j < count; ++j) lanes[j % 8] += v[j];
+  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+
 // Stores a double rounded once, to nearest even. For a half the float in between is rounded to odd, which tells the
 // second rounding on which side of a tie the number lies.
 inline void store_double(double v, double& out) { out = v; }
