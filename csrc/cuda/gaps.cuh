@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
 }
 
 // Chunk by chunk of the vectors whose gaps were narrowed, a warp each: the results of the blocks that begin there.
-__global__ void __launch_bounds__(tuning::kPassThreads)
+__global__ void __launch_bounds__(tuning::kPassThreads, 1)
     write_by_differences(const __grid_constant__ IsotonicArgs args, const __grid_constant__ RowPlan plan,
                          const __grid_constant__ Gaps gaps) {
   const bool entropic = args.divergence == Divergence::kKL;
