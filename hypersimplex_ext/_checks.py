@@ -154,11 +154,13 @@ def _broadcasts(sizes: torch.Size, shape: tuple[int, ...]) -> bool:
 
 def integer(name: str, value: object) -> int:
     """An integer that is no bool, be it NumPy's, and fits into 64 bits."""
-    if type(value) is not int and type(value := _unwrapped(value)) is torch.SymInt:
-        return value  # type: ignore[return-value]
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    value = int(value)
+    if type(value) is not int:  # which is told in a fraction of the time
+        value = _unwrapped(value)
+        if type(value) is torch.SymInt:
+            return value  # type: ignore[return-value]
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        value = int(value)
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} must fit into 64 bits, got {value}")
     return value
