@@ -168,7 +168,7 @@ def _isotonic_in_torch(r: Regression, out: Tensor, share: Tensor, blocks: Tensor
         value, starts = reference.project_sorted(a, r.a_scale, b, r.divergence == KL)
         value = value.exp() if r.result == EXP_PRIMAL else value
         if r.wants_share:
-            share.copy_((b - reference.block_logsumexp(b, starts)).exp().movedim(-1, r.dim))
+            share.copy_(reference.block_softmax(b, starts).movedim(-1, r.dim))
     else:
         w = torch.ones_like(a) if r.weight is None else last(r.weight)
         amount = w * (r.a_scale * a - b)
@@ -271,8 +271,10 @@ def _block_product_in_torch(p: Product, out: Tensor) -> Tensor:
     w = torch.ones_like(v) if p.weight is None else sorted_places(p.weight, p.weight_ordered)
     starts = _starts(p.blocks, v.shape[-1])
     level = reference.block_sum(v if p.product in (RATIO, TRANSPOSED) else w * v, starts)
-    level = level / reference.block_sum(w, starts)
-    result = v - level if p.product == RESIDUAL else level
+    total = reference.block_sum(w, starts)
+    level = level / total
+    # The mean of one element is that element, which w v / w would miss by rounding.
+    result = v - torch.where(total == w, v, level) if p.product == RESIDUAL else level
     if p.product in (TRANSPOSED, RESIDUAL):
         result = w * result
     if p.out_ordered and place is not None:

@@ -145,8 +145,8 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         w: Real numbers [n], or a tensor that broadcasts to the shape of `input` with n entries along `dim`; in any
             order.
         tau: Temperature in the units of `input`: a number in [2^-1022, inf), or a tensor that broadcasts to the shape
-            of `input` without dimension `dim`, where a number out of range makes its vector nan, as does an x / tau
-            beyond the range of float64.
+            of `input` without dimension `dim`, where a number out of range makes its vector nan. So do, in a float64
+            vector, entries above 2^500 beside such a tau below 2^-512, and a tau w beyond the range.
         dim: The dimension to project along.
 
     Returns:
@@ -177,9 +177,23 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         shape = _layout.rest(input.shape, dim)
         tau = _checks.per_vector("tau", tau, input, shape, f"the shape of input without dimension {dim}")
         tau = torch.where((tau >= reference.LEAST_TEMPERATURE) & (tau < math.inf), tau, math.nan).unsqueeze(dim)
-        wide = input.to(tau.dtype) / tau
-        return _isotonic.soft_rank(wide, _descending(w, input, dim).to(tau.dtype), 1.0, False, dim).to(input.dtype)
+        x, tau = _balanced(input.to(tau.dtype), tau)
+        return _scaled(x, _descending(w, input, dim).to(tau.dtype), tau, dim).to(input.dtype)
     return _isotonic.soft_rank(input, _descending(w, input, dim), _inverse(_checks.temperature(tau)), False, dim)
+
+
+def _balanced(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` and `tau` over what brings tau into [2^-512, 2^512], which is 1 for most."""
+    beyond = (tau / tau.clamp(2.0**-512, 2.0**512)).detach()
+    return x / beyond, tau / beyond
+
+
+def _scaled(x: Tensor, w: Tensor, tau: Tensor, dim: int) -> Tensor:
+    """Project x / tau onto the permutahedron of w, which descends: as x onto that of tau w, over tau.
+
+    So no digit of x is lost: differences between entries come before the quotient, as they do for a number.
+    """
+    return _isotonic.soft_rank(x, w * tau, 1.0, False, dim) / tau
 
 
 def _inverse(strength: float) -> float:
@@ -252,19 +266,26 @@ def soft_rank(
     if isinstance(values, Proxy):
         return handle_torch_function(soft_rank, (values,), **locals())
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
-    x = values
-    if isinstance(strength, Tensor):
-        x, strength = x.to(strength.dtype) / strength, 1.0
-    scale = -_inverse(strength) if descending else _inverse(strength)
-    if mask is None:
-        return _isotonic.soft_rank(x, None, scale, kl, dim).to(values.dtype)
-    present = _checks.mask(mask, values)
-    x = x.to(reference.wide_dtype(x.device))
+    if mask is None and not isinstance(strength, Tensor):
+        return _isotonic.soft_rank(values, None, -_inverse(strength) if descending else _inverse(strength), kl, dim)
+    x = values.to(reference.wide_dtype(values.device))
+    x = -x if descending else x
+    present = None if mask is None else _checks.mask(mask, values)
     number, place = _numbered(present, x, dim)
-    limit = math.copysign(torch.finfo(x.dtype).max, -scale)  # behind everything else, and never pooled with it
-    x = torch.where(present, torch.where(x == limit, limit * (1 - torch.finfo(x.dtype).eps), x), limit)
-    ranks = _isotonic.soft_rank(x, (number - place).clamp(min=1), scale, kl, dim)
-    return torch.where(present, ranks, 0.0).to(values.dtype)
+    w = (number - place).clamp(min=1).expand(x.shape)
+    by_w = isinstance(strength, Tensor) and not kl
+    if by_w:
+        x, strength = _balanced(x, strength)
+    elif isinstance(strength, Tensor):
+        x, strength = x / strength.clamp(min=_LEAST_DIVISOR), 1.0
+    elif strength > 1:  # in another unit, beside which the largest number is far
+        fraction, exponent = math.frexp(strength)
+        x, strength = x * math.ldexp(1.0, -exponent), fraction
+    if present is not None:
+        last = torch.finfo(x.dtype).min  # behind everything else, and never pooled with it
+        x = torch.where(present, torch.where(x == last, last * (1 - torch.finfo(x.dtype).eps), x), last)
+    ranks = _scaled(x, w, strength, dim) if by_w else _isotonic.soft_rank(x, w, _inverse(strength), kl, dim)
+    return (ranks if present is None else torch.where(present, ranks, 0.0)).to(values.dtype)
 
 
 def soft_sort(
@@ -329,6 +350,8 @@ def soft_sort(
     number, place = _numbered(present, x, dim)
     z, scale = number - place, 1.0
     if isinstance(strength, Tensor):
+        z = z / strength.clamp(min=_LEAST_DIVISOR)
+    elif strength > 1:
         z = z / strength
     else:
         scale = _inverse(strength)
@@ -341,10 +364,14 @@ def soft_sort(
     return torch.where(place < number, y, 0.0).to(values.dtype)
 
 
-def _numbered(present: Tensor, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """How many entries take part in each vector, and the places 0, ..., n - 1, both in the dtype of `x`."""
+# Of a strength in a tensor. What float32 can tell apart is far apart when divided by this, and in the range of float64.
+_LEAST_DIVISOR = 2.0**-880
+
+
+def _numbered(present: Tensor | None, x: Tensor, dim: int) -> tuple[Tensor | int, Tensor]:
+    """How many entries of each vector take part, all for None, and the places 0, ..., n - 1 in the dtype of `x`."""
     place = torch.arange(x.shape[dim], dtype=x.dtype, device=x.device).view(-1, *(1,) * (x.ndim - 1 - dim))
-    return present.sum(dim, keepdim=True, dtype=x.dtype), place
+    return x.shape[dim] if present is None else present.sum(dim, keepdim=True, dtype=x.dtype), place
 
 
 def _soft(values: Tensor, regularization: str, strength: float, dim: int) -> tuple[Tensor, Any, bool, int]:

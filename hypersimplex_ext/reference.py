@@ -15,6 +15,7 @@ float64 (float32 on a device that lacks it). An entry that is -inf takes no part
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -240,7 +241,7 @@ def soft_rank(x: Tensor, regularization: str = "l2", strength: float = 1.0, dim:
     s, order = _wide(x).movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
     w = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s)
     kl = regularization == "kl"
-    y, _ = project_sorted(s, 1 / strength, w.log() if kl else w, kl)
+    y, _ = project_sorted(s, _inverse(strength), w.log() if kl else w, kl)
     return torch.empty_like(y).scatter(-1, order, y.exp() if kl else y).movedim(-1, dim)
 
 
@@ -248,7 +249,12 @@ def soft_sort(x: Tensor, regularization: str = "l2", strength: float = 1.0, dim:
     """Project (n, ..., 1) / strength onto the permutahedron of -x, and negate: soft values in ascending order."""
     s = (-_wide(x).movedim(dim, -1)).sort(dim=-1, descending=True, stable=True).values
     ramp = torch.arange(s.shape[-1], 0, -1, dtype=s.dtype, device=s.device).expand_as(s)
-    return -project_sorted(ramp, 1 / strength, s, regularization == "kl")[0].movedim(-1, dim)
+    return -project_sorted(ramp, _inverse(strength), s, regularization == "kl")[0].movedim(-1, dim)
+
+
+def _inverse(strength: float) -> float:
+    """1 / strength, finite."""
+    return min(1 / strength, sys.float_info.max)
 
 
 def project_permutahedron(z: Tensor, w: Tensor, dim: int = -1) -> Tensor:
@@ -330,9 +336,19 @@ def block_sum(v: Tensor, starts: Tensor) -> Tensor:
 
 def block_logsumexp(v: Tensor, starts: Tensor) -> Tensor:
     """Compute log sum_B exp(v) of an element's block, for every element."""
-    index = starts.cumsum(-1).clamp(min=1) - 1
-    top = torch.full_like(v, -math.inf).scatter_reduce(-1, index, v.detach(), "amax").gather(-1, index)
+    top = _block_max(v, starts)
     return block_sum(torch.exp(v - top), starts).log() + top
+
+
+def block_softmax(v: Tensor, starts: Tensor) -> Tensor:
+    """Compute exp(v) / sum_B exp(v), for every element."""
+    above = torch.exp(v - _block_max(v, starts))
+    return above / block_sum(above, starts)
+
+
+def _block_max(v: Tensor, starts: Tensor) -> Tensor:
+    index = starts.cumsum(-1).clamp(min=1) - 1
+    return torch.full_like(v, -math.inf).scatter_reduce(-1, index, v.detach(), "amax").gather(-1, index)
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -118,6 +118,24 @@ void connect(Sums* sums, int64_t chunks) {
   }
 }
 
+// Makes the mean of a block of one element that element, which w v / w would miss by rounding.
+template <class In>
+void keep_single(const Vector<In>& vector, int64_t begin, int64_t count, const double* v, double* mean) {
+  for (int64_t j = 0; j < count; j += kBlockBits) {
+    const Blocks* word = vector.blocks + (begin + j) / kBlockBits;
+    const int64_t left = vector.n - (begin + j);
+    Blocks ends = *word >> 1;  // of blocks
+    if (left <= kBlockBits)
+      ends |= Blocks(1) << (left - 1);
+    else
+      ends |= word[1] << (kBlockBits - 1);
+    for (Blocks single = *word & ends; single; single &= single - 1) {
+      const int64_t i = j + __builtin_ctz(single);
+      mean[i] = v[i];
+    }
+  }
+}
+
 template <class In>
 void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
   for (int64_t block = 0; block <= sums.started; ++block) sums.v[block] /= sums.weight[block];
@@ -143,6 +161,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
     }
     if (vector.product == BlockProduct::kResidual) {
       const double* other = vector.v.fetch_again(begin, count, buffer);
+      if (vector.weight.row) keep_single(vector, begin, count, other, out);
       for (int64_t j = 0; j < count; ++j) out[j] = other[j] - out[j];
     }
     const bool weigh = vector.product == BlockProduct::kResidual || vector.product == BlockProduct::kTransposed;

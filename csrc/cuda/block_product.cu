@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
       else if (step == Step::kWrite)
         whole = tile->carry;
       // The results take the place of v.
-      double ratio = whole.v / whole.weight;
+      double ratio = whole.v / whole.weight, total = whole.weight;
       unsigned left = starts;
       for (int i = 0; i < count; ++i) {
         if (starts >> i & 1) {
@@ -138,9 +138,12 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
               block.weight += second[slot + k];
             }
           ratio = block.v / block.weight;
+          total = block.weight;
         }
         double result = ratio;
-        if (args.product == BlockProduct::kResidual) result = first[slot + i] - ratio;
+        // The mean of one element is that element, which w v / w would miss by rounding.
+        if (args.product == BlockProduct::kResidual)
+          result = first[slot + i] - (total == second[slot + i] ? first[slot + i] : ratio);
         if (times_weight) result *= second[slot + i];
         first[slot + i] = result;
       }

@@ -46,6 +46,13 @@ class Terms {
     return level;
   }
   __device__ __forceinline__ double b(int column, int64_t j) const { return term(args_.b, b_, column, j); }
+  // b while neighbours are pooled, and what it is there relative to: log sum exp(b) is to keep what exp(b) / sum exp(b)
+  // is made of.
+  __device__ __forceinline__ double b_pooled(int column, int64_t j) const {
+    return b_is_relative() ? args_.b.scale * (entry(args_.b, b_, column, j) - entry(args_.b, b_, column, 0))
+                           : b(column, j);
+  }
+  __device__ __forceinline__ double b_origin(int column) const { return b_is_relative() ? b(column, 0) : 0; }
   // b before the logarithm, or its exponential where that is not taken.
   __device__ double weight(int64_t j) const {
     return args_.b.logarithm ? args_.b.scale * entry(args_.b, b_, 0, j) : exp(b(0, j));
@@ -68,6 +75,7 @@ class Terms {
   }
 
  private:
+  __device__ __forceinline__ bool b_is_relative() const { return args_.share != nullptr && !args_.b.logarithm; }
   __device__ __forceinline__ double term(const IsotonicTerm& t, const Reach& reach, int column, int64_t j) const {
     const double v = t.scale * entry(t, reach, column, j);
     return t.logarithm ? log(v) : v;

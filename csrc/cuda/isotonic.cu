@@ -92,7 +92,7 @@ class Elements {
   __device__ __forceinline__ Mass load(int column, int64_t j) const {
     double weight = args_.weight ? load_double(args_.weight, weight_(column, j), args_.dtype) : 1;
     if (!(weight > 0)) weight = kInfinity<double>;  // as good as any number that makes the vector nan
-    const Mass mass = Kind::of(terms_.a(column, j), terms_.b(column, j), weight);
+    const Mass mass = Kind::of(terms_.a(column, j), terms_.b_pooled(column, j), weight);
     return args_.increasing ? Mass{-mass.first, mass.second} : mass;
   }
   // `alone`: the block holds no other element, so that v = a - b.
@@ -100,6 +100,7 @@ class Elements {
   __device__ __forceinline__ void store(int column, int64_t j, Mass block, bool alone, bool regular) const {
     double v = Kind::value(block);
     if (args_.increasing) v = -v;
+    if (args_.share) v -= terms_.b_origin(column);
     if (args_.result != IsotonicResult::kRegression) v = alone ? terms_.b(column, j) : terms_.a(column, j) - v;
     if (args_.result == IsotonicResult::kExpPrimal) v = exp(v);
     const double nan = kInfinity<double> - kInfinity<double>;
@@ -107,7 +108,7 @@ class Elements {
     store_double(args_.out, out_(column, place), args_.dtype, regular ? args_.scale * v : nan);
     if (args_.share)
       store_double(args_.share, share_(column, j), args_.dtype,
-                   regular ? exp(terms_.b(column, j) - block.second) : nan);
+                   regular ? exp(terms_.b_pooled(column, j) - block.second) : nan);
   }
 
  private:
