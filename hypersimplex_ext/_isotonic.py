@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -132,7 +131,7 @@ class _Sorted:
     def placed(self, t: Tensor, ordered: bool) -> Tensor:
         """The inverse of `of`."""
         p = self._p
-        return torch.zeros_like(t).scatter(p.dim, p.order.long(), t) if ordered and p.order is not None else t
+        return place(t, p.order.long(), p.dim) if ordered and p.order is not None else t
 
     def ratio(self, u: Tensor) -> Tensor:
         """R u = S u / S w."""
@@ -144,6 +143,30 @@ class _Sorted:
 
 
 # ---- sort ----
+
+
+def place(v: Tensor, order: Tensor, dim: int) -> Tensor:
+    """Put element j of `v` at order[j], differentiable in v."""
+    placed: Tensor = _PLACE(v, order, dim)
+    return placed
+
+
+class _Place(Function):
+    evaluate = staticmethod(ops.place)
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
+        _, order, ctx.dim = inputs
+        return (order,)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad.gather(ctx.dim, *ctx.saved_tensors), None, None
+
+    @staticmethod
+    def tangent(ctx: Any, v: Tensor, *_: Any) -> Any:
+        (order,) = ctx.saved_tensors
+        return place(v, order, ctx.dim)
 
 
 class _Sort(Function):
@@ -163,7 +186,7 @@ class _Sort(Function):
         (order,) = ctx.saved_tensors
         if grad is None:
             return None, None, None
-        return torch.zeros_like(grad).scatter(ctx.dim, order, grad), None, None
+        return place(grad, order, ctx.dim), None, None
 
     @staticmethod
     def tangent(ctx: Any, x: Tensor, *_: Any) -> Any:
@@ -291,6 +314,7 @@ class _SoftSort(Function):
 
 
 _PRODUCT = operator(_Product, "block_product")
+_PLACE = operator(_Place, "place")
 _SORT = operator(_Sort, schema="sorted(Tensor x, bool descending, int dim) -> (Tensor, Tensor)")
 _REGRESSION = operator(
     _Regression, schema="regression(Tensor x, Tensor? weight, bool increasing, int dim) -> (Tensor, Tensor)"

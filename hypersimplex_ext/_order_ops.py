@@ -73,6 +73,20 @@ def sort(x: Tensor, descending: bool, wide: bool, dim: int) -> tuple[Tensor, Ten
     return values, order
 
 
+def _place_fake(v: Tensor, order: Tensor, dim: int) -> Tensor:
+    return _contiguous(v)
+
+
+@_operator("place(Tensor v, Tensor order, int dim) -> Tensor", _place_fake)
+def place(v: Tensor, order: Tensor, dim: int) -> Tensor:
+    """Element j of each vector at order[j].
+
+    An operator, which Inductor leaves whole: where it fuses a scatter with what follows, that may read what has not
+    been written, as in PyTorch issue 191571.
+    """
+    return _contiguous(v).zero_().scatter_(dim, order, v)
+
+
 # ---- isotonic regression ----
 
 
@@ -329,6 +343,7 @@ def threshold_pav(
 
 
 _ops.register_batching_in_front(sort, "sort", 3)
+_ops.register_batching_in_front(place, "place", 2)
 _ops.register_batching_in_front(isotonic, "isotonic", 0)
 _ops.register_batching_in_front(block_product, "block_product", 5)
 _ops._register_batching(threshold_pav, "threshold_pav", None, (0, 1))

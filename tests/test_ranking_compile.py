@@ -49,10 +49,16 @@ def test_whole_operators_are_registered_rightly(name):
             torch.library.opcheck(operator, (x.clone().requires_grad_(), *options, 1))
 
 
+def test_placing_is_registered_rightly():
+    for v in (torch.randn(2, 6, 3), torch.randn(3, 6, 2).permute(2, 1, 0), torch.randn(2, 6, 3).bfloat16()):
+        order = torch.argsort(torch.rand(2, 6, 3), 1)
+        torch.library.opcheck(torch.ops.hypersimplex_ext.place.default, (v.clone().requires_grad_(), order, 1))
+
+
 def test_no_operator_is_left_out():
     """Of these checks, here, in test_compile.py and in test_pav.py."""
     checked = {"threshold", "threshold_pav", "jvp", "vjp", "loss_forward", "loss_backward", *WHOLE}
-    checked |= {"sort", "isotonic", "block_product"}
+    checked |= {"sort", "isotonic", "block_product", "place"}
     names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
     assert {name for namespace, _, name in names if namespace == "hypersimplex_ext"} == checked
 
@@ -79,8 +85,9 @@ def test_compiled_training(name):
 
 
 @compiled_quietly
-def test_training_with_inductor():
-    """Generated code around the operators, all in one step."""
+def test_training_with_inductor(monkeypatch, tmp_path):
+    """Generated code around the operators, all in one step; not what was generated around earlier ones."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
 
     def value(x, w, tau):
