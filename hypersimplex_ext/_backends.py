@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch._C import _dispatch_keys as dispatch_keys
+from torch.compiler import is_dynamo_compiling
 
 _modules: dict[str, Any] = {}
 _look: Callable[[str, torch.Tensor], None] | None = None
@@ -66,6 +68,18 @@ BACKENDS = {name: Backend(kernels, _CALLS[name], name == "cpu") for name, kernel
 _announced: set[str] = set()
 
 
+# The dispatch keys of memory that kernels read as it is. Those of autograd and autocast do not matter, those of tensors
+# of a transform do: the function that torch.func.vjp returns meets them after the transform.
+_WRAPPED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchGradWrapper).add(torch._C.DispatchKey.FuncTorchBatched)
+MATTERING = (torch._C._after_ADInplaceOrView_keyset | _WRAPPED).raw_repr()
+DENSE = {torch._C.DispatchKeySet(key).raw_repr() for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)}
+
+
+def is_plain(t: torch.Tensor) -> bool:
+    """Whether a tensor is plain memory: of no mode, transform, subclass or lazy negation."""
+    return dispatch_keys(t).raw_repr() & MATTERING in DENSE
+
+
 def has_kernels(device: torch.device) -> bool:
     """Whether kernels serve tensors on this device; tensors without data count as served."""
     kind = device.type
@@ -77,8 +91,19 @@ def check_memory(name: str, t: torch.Tensor) -> None:
 
     Kernels look for themselves. This is for where operators of PyTorch come first, which may read what is not there.
     """
-    if _look is not None and t.device.type in BACKENDS:
+    if _look is not None and not is_dynamo_compiling() and is_plain(t) and t.device.type in BACKENDS:
         _look(name, t)
+
+
+MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
+
+
+def contiguous(t: MaybeTensor) -> MaybeTensor:
+    """`t`, copied if need be."""
+    if t is None or t.is_contiguous():
+        return t
+    check_memory("a tensor", t)
+    return t.contiguous()
 
 
 def backend_of(device: torch.device) -> Backend | None:

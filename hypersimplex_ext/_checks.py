@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
+from ._backends import check_memory
 
 
 def tensor(name: str, value: object) -> Tensor:
@@ -18,7 +19,7 @@ def tensor(name: str, value: object) -> Tensor:
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     if value.is_nested or value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense Tensor, got {'nested' if value.is_nested else value.layout}")
-    _ops.check_memory(name, value)
+    check_memory(name, value)
     return value
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ._backends import check_memory
+from ._backends import contiguous
 
 Four = tuple[int, int, int, int]
 Result = TypeVar("Result")
@@ -42,10 +42,7 @@ class Vectors(NamedTuple):
 
     def fitted(self, t: Tensor) -> Tensor:
         """`t`, copied only where it does not fit."""
-        if self.strides(t) is not None:
-            return t
-        check_memory("a tensor", t)
-        return t.contiguous()
+        return t if self.strides(t) is not None else contiguous(t)
 
 
 class Samples(NamedTuple):
@@ -75,20 +72,20 @@ def rest(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
 def vectors(x: Tensor, dim: int) -> tuple[Tensor, Vectors]:
     """The vectors of `x` along `dim`; `x` is copied only if two strides cannot number them."""
     layout, fits = _vectors(x.shape, x.stride(), dim)
-    return (x if fits else x.contiguous()), layout
+    return (x if fits else contiguous(x)), layout
 
 
 def samples(x: Tensor) -> tuple[Tensor, Samples]:
     """The samples of logits [N, C, d...] or [N]; `x` is copied only if d... does not collapse."""
     layout, fits = _samples(x.shape, x.stride())
-    return (x if fits else x.contiguous()), layout
+    return (x if fits else contiguous(x)), layout
 
 
 def batch(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, C, d...] or [N] and targets, class indices or dense; copied only where d... does not collapse."""
     where = places(x.shape, x.stride(), target.shape, target.stride())
-    x = x if where.strides is not None else x.contiguous()
-    return x, target if where.target_strides is not None else target.contiguous()
+    x = x if where.strides is not None else contiguous(x)
+    return x, target if where.target_strides is not None else contiguous(target)
 
 
 @_remembered

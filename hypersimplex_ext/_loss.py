@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from . import _loss_ops, _ops, reference
 from ._autograd import product, project, symbolic, tracing, transforming, untransformed
-from ._backends import has_kernels
+from ._backends import contiguous, has_kernels
 
 # The enumerations of csrc/hypersimplex.h.
 SQUARED: int = 0
@@ -68,7 +68,7 @@ def loss(x: Tensor, arguments: Arguments) -> tuple[Tensor, Statistics]:
     call = fused_call(x, arguments)
     if call is not None:
         target, *others = tensors(arguments)
-        return fused(x, call, target, *map(_ops.contiguous, others))
+        return fused(x, call, target, *map(contiguous, others))
     value, state = _loss_ops.loss_forward(x, *arguments)
     return value, lambda: _statistics(state)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _layout
-from ._backends import Backend, backend_of
+from ._backends import Backend, backend_of, contiguous
 from ._ops import (
     DTYPES,
     _operator,
@@ -18,7 +18,6 @@ from ._ops import (
     check_temperatures,
     check_values,
     check_vectors,
-    contiguous,
     describe,
     expanded,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,10 @@ from torch._C import _dispatch_tls_local_include_set as keys_in_place
 from torch.compiler import is_dynamo_compiling
 
 from . import _backends, _layout, reference
-from ._backends import Backend, backend_of
+from ._backends import DENSE, MATTERING, Backend, backend_of, check_memory, contiguous
 from ._layout import Vectors
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-
-MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 _LIBRARY = torch.library.Library("hypersimplex_ext", "DEF")  # type: ignore[no-untyped-call]
 
@@ -33,11 +31,6 @@ def register_derivative(name: str, backward: Callable[..., Any], save: Callable[
     torch.library.register_autograd(f"hypersimplex_ext::{name}", backward, setup_context=save, lib=_LIBRARY)
 
 
-# The dispatch keys of memory that kernels read as it is. Those of autograd and autocast do not matter, those of tensors
-# of a transform do: the function that torch.func.vjp returns meets them after the transform.
-_WRAPPED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchGradWrapper).add(torch._C.DispatchKey.FuncTorchBatched)
-_MATTERING = (torch._C._after_ADInplaceOrView_keyset | _WRAPPED).raw_repr()
-_DENSE = {torch._C.DispatchKeySet(key).raw_repr() for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)}
 # What is always in place: without any mode or transform, and in inference mode.
 _ALWAYS = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
 _IDLE = {keys.raw_repr() for keys in (_ALWAYS, _ALWAYS.add(torch._C.DispatchKey.ADInplaceOrView))}
@@ -78,8 +71,8 @@ def direct(*tensors: Tensor) -> bool:
     """Whether nothing but autograd comes before the kernels: no tracing, mode, transform, subclass or lazy negation."""
     if is_dynamo_compiling() or keys_in_place().raw_repr() not in _IDLE:
         return False
-    for t in tensors:  # noqa: SIM110, which takes longer
-        if dispatch_keys(t).raw_repr() & _MATTERING not in _DENSE:
+    for t in tensors:  # noqa: SIM110  # is_plain of each, faster
+        if dispatch_keys(t).raw_repr() & MATTERING not in DENSE:
             return False
     return True
 
@@ -98,12 +91,6 @@ def check_given(name: str, t: Tensor | None) -> None:
         raise TypeError(f"{name} must be a Tensor, got None")
 
 
-def check_memory(name: str, t: Tensor) -> None:
-    """Raise for a tensor whose storage was freed or cut short, unless it is none of plain memory."""
-    if not is_dynamo_compiling() and dispatch_keys(t).raw_repr() & _MATTERING in _DENSE:
-        _backends.check_memory(name, t)
-
-
 def check_vectors(name: str, x: Tensor, dim: int) -> None:
     """Raise unless `x` holds vectors along `dim` that kernels compute with."""
     check_given(name, x)
@@ -111,7 +98,6 @@ def check_vectors(name: str, x: Tensor, dim: int) -> None:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if not 0 <= dim < x.ndim:
         raise IndexError(f"dim must lie in [0, {x.ndim - 1}], got {dim}")
-    check_memory(name, x)
 
 
 def check_beside(name: str, t: Tensor | None, x: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -122,7 +108,6 @@ def check_beside(name: str, t: Tensor | None, x: Tensor, dtype: torch.dtype | No
         raise ValueError(f"{name} must have shape {list(x.shape)} on {x.device}, got {describe(t)}")
     if t.dtype != dtype if dtype is not None else t.dtype not in DTYPES:
         raise TypeError(f"{name} must be {dtype or 'float16, bfloat16, float32 or float64'}, got {t.dtype}")
-    check_memory(name, t)
 
 
 class ChangedError(RuntimeError):
@@ -146,7 +131,16 @@ def _filled(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Vectors]:
     """The logits, with masked entries at -inf, in strides that kernels take, and their layout."""
     check_vectors("x", x, dim)
     check_beside("mask", mask, x, torch.bool)
-    return _layout.vectors(x if mask is None else x.masked_fill(~mask, -math.inf), dim)
+    if mask is not None:
+        x = masked(x, mask)
+    return _layout.vectors(x, dim)
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` with -inf where `mask` is False."""
+    for name, t in (("x", x), ("mask", mask)):
+        check_memory(name, t)
+    return x.masked_fill(~mask, -math.inf)
 
 
 def _state_like(x: Tensor, dim: int) -> Tensor:
@@ -325,14 +319,6 @@ def _projection_calls(
 
 
 # ---- arguments ----
-
-
-def contiguous(t: MaybeTensor) -> MaybeTensor:
-    """`t`, copied if need be."""
-    if t is None or t.is_contiguous():
-        return t
-    check_memory("a tensor", t)
-    return t.contiguous()
 
 
 def check_values(name: str, values: Tensor | None, n: int | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _layout, _ops, reference
-from ._backends import backend_of
+from ._backends import backend_of, check_memory, contiguous
 from ._layout import Vectors
 from ._ops import _operator
 
@@ -74,6 +74,9 @@ def sort(x: Tensor, descending: bool, wide: bool, dim: int) -> tuple[Tensor, Ten
 
 
 def _place_fake(v: Tensor, order: Tensor, dim: int) -> Tensor:
+    _ops.check_vectors("v", v, dim)
+    _ops.check_given("order", order)
+    _ops.check_beside("order", order, v, torch.int64)
     return _contiguous(v)
 
 
@@ -84,7 +87,10 @@ def place(v: Tensor, order: Tensor, dim: int) -> Tensor:
     An operator, which Inductor leaves whole: where it fuses a scatter with what follows, that may read what has not
     been written, as in PyTorch issue 191571.
     """
-    return _contiguous(v).zero_().scatter_(dim, order, v)
+    out = _place_fake(v, order, dim)
+    for name, t in (("v", v), ("order", order)):
+        check_memory(name, t)
+    return out.zero_().scatter_(dim, order, v)
 
 
 # ---- isotonic regression ----
@@ -261,7 +267,10 @@ def block_product(*arguments: Any) -> Tensor:
     if p.order is not None and p.out_ordered and not backend.on_cpu:
         out.fill_(math.nan)  # as above
     v, layout = _layout.vectors(p.v, p.dim)
-    weight = None if p.weight is None else p.weight.to(out.dtype)
+    weight = p.weight
+    if weight is not None and weight.dtype != out.dtype:
+        check_memory("weight", weight)
+        weight = weight.to(out.dtype)
     backend.call(
         backend.kernels.block_product,
         out.device,
@@ -269,7 +278,7 @@ def block_product(*arguments: Any) -> Tensor:
         (v, p.v_ordered),
         (_fitted(weight, layout), p.weight_ordered),
         (out, p.out_ordered),
-        *(p.scale, _fitted(p.order, layout), _ops.contiguous(p.blocks)),
+        *(p.scale, _fitted(p.order, layout), contiguous(p.blocks)),
     )
     return out
 
@@ -318,7 +327,7 @@ def threshold_pav(
         state[0], state[1] = math.inf, 0.0
         return y, state
     if mask is not None:
-        x = x.masked_fill(~mask, -math.inf)
+        x = _ops.masked(x, mask)
     values, order = sort(x, True, False, dim)
     z = values.to(state.dtype)
     temperature = tau if tau_values is None else tau_values

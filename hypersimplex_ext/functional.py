@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function
 
 from . import _checks, _layout, _loss, _ops
 from ._autograd import project, project_directly, steady
+from ._backends import check_memory
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
@@ -346,7 +347,7 @@ def loss_and_statistics(
         call = _recall(signature)
         if call is not None:
             for t in weights:
-                _ops.check_memory("a weight", t)
+                check_memory("a weight", t)
             placed = [t if t is None else t.to(call.state.dtype).contiguous() for t in (weight, sample_weight)]
             return _loss.fused(input, call, target, None, None, *placed)
     logits, arguments = _checked(

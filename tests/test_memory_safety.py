@@ -68,6 +68,7 @@ def operators():
     yield "isotonic", (1, x, 1.0, v, 1.0, False, weight, order, 0, False, 0, 1.0, False)
     yield "isotonic", (1, None, 1.0, x, 1.0, False, None, order, 1, False, 1, 1.0, True)
     yield "block_product", (v, weight, order, blocks, 0, 1, True, True, True, 1.0)
+    yield "place", (v, order.long(), 1)
     yield "sorted", (x, True, 1)
     yield "regression", (x, weight, True, 1)
     yield "soft_rank", (x, weight.sort(1, descending=True).values, 1.0, False, 1)
