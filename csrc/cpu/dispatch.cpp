@@ -4,8 +4,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "../hypersimplex.h"
-#include "float_environment.h"
+#include "cpu/simd/float_environment.h"
+#include "hypersimplex.h"
 
 namespace hypersimplex {
 

@@ -1,8 +1,8 @@
 // The launchers as each instruction set compiles them, and the choice of storage type.
 #pragma once
 
-#include "../hypersimplex.h"
-#include "half.h"
+#include "cpu/simd/half.h"
+#include "hypersimplex.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {

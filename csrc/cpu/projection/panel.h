@@ -1,0 +1,338 @@
+// How vectors in a strided tensor are laid on lanes. A panel holds `columns` vectors and `width` lanes, columns a
+// divisor of width; lane l of step s is entry s * (width / columns) + l / columns of vector l % columns:
+//     long vectors     columns = 1      16 or 64 consecutive entries a step
+//     [n, C], C < 16   columns = C      lcm(C, 16) lanes, whole rows of the matrix, unless these are few
+//     [n, C], C >= 16  columns = width  up to 128 columns side by side
+//     short vectors    columns = width  up to 64 vectors side by side, transposed
+// Where a block of steps lies in memory just so, the loops of lanes.h run on it in place; else (halves, strides, ends,
+// entries left out) it is copied into a small buffer first, padded with an entry that takes no part.
+#pragma once
+
+#include "cpu/projection/sweeps.h"
+#include "cpu/simd/parallel.h"
+#include "cpu/simd/scratch.h"
+#include "cpu/simd/transpose.h"
+#include "hypersimplex.h"
+
+namespace hypersimplex {
+namespace HYPERSIMPLEX_ISA {
+
+constexpr int kBlock = 4096;                         // entries whose sums are kept in T
+constexpr int kBlocksPerChunk = 4;                   // blocks between two places where threads may part
+constexpr int kAbreast = 8 * kGroup;                 // columns side by side where a matrix is walked row by row
+constexpr int kTeam = 16;                            // panels side by side that one thread takes together
+constexpr int64_t kShort = kBlock / kGroup;          // vectors up to this length go side by side
+constexpr int kRows = 4 * kGroup;                    // how many of them, as far as they make one block
+constexpr int kWide = 4 * kGroup;                    // lanes of a long vector
+constexpr int64_t kLong = 2048;                      // and how long it is; with few steps per lane their ends weigh
+constexpr int64_t kLeastRow = 256, kMostRow = 8192;  // rows that may go in batches
+
+static inline double at(const PerVector& numbers, int64_t v) {
+  return numbers.values ? numbers.values[v] : numbers.value;
+}
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Plan {
+  Shape shape;
+  int64_t n;         // entries per vector
+  bool lanes_outer;  // vectors side by side differ in o rather than in i
+  int width, columns;
+  int64_t lane_count, panels_per_line, panels;
+  int64_t steps, block_steps, chunk_steps, chunks;
+  int64_t full_steps;  // without the last one where that holds fewer entries than lanes
+
+  int entries_per_step() const { return width / columns; }
+  void set_length(int64_t entries) {
+    n = entries;
+    steps = ceil_div(n, entries_per_step());
+    full_steps = n / entries_per_step();
+    block_steps = kBlock / width;
+    chunk_steps = columns == width ? block_steps : block_steps * kBlocksPerChunk;  // a matrix is walked row by row
+    chunks = ceil_div(steps, chunk_steps);
+  }
+  Plan with_length(int64_t entries) const {
+    Plan plan = *this;
+    plan.set_length(entries);
+    return plan;
+  }
+};
+
+// max_columns: how many columns of a matrix go side by side. 64 of a few thousand rows stay in the nearest cache but
+// one while they are solved.
+static inline Plan make_plan(const Shape& shape, const Strides& strides, int max_columns = 4 * kGroup) {
+  Plan plan;
+  plan.shape = shape;
+  plan.n = shape.n1 * shape.n2;
+  plan.lanes_outer = shape.inner == 1;
+  plan.lane_count = plan.lanes_outer ? shape.outer : shape.inner;
+  int64_t lane_stride = plan.lanes_outer ? strides.outer : strides.inner;
+  bool adjacent = lane_stride == 1 && plan.lane_count > 1;
+  const int64_t abreast = kBlock / (plan.n > 0 ? plan.n : 1) / kGroup * kGroup;  // vectors that make one block
+  if (adjacent && plan.lane_count < kGroup && strides.n2 == plan.lane_count && plan.n > kShort / 2) {
+    plan.columns = int(plan.lane_count);
+    int twos = plan.columns & -plan.columns;
+    plan.width = plan.columns * kGroup / (twos < kGroup ? twos : kGroup);
+  } else if (adjacent && plan.lane_count >= kGroup && strides.n2 != 1) {
+    const int64_t most = plan.n > kShort ? max_columns : smaller(2 * kGroup, abreast);
+    plan.columns = plan.width = int(smaller(most, plan.lane_count / kGroup * kGroup));
+  } else if (plan.n <= kShort && plan.lane_count > 1) {
+    const int64_t padded = ceil_div(plan.lane_count, kGroup) * kGroup;
+    plan.columns = plan.width = int(smaller(smaller(abreast, padded), kRows));
+  } else {
+    plan.columns = 1;
+    plan.width = plan.n < kLong ? kGroup : kWide;
+  }
+  plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
+  plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);
+  plan.set_length(plan.n);
+  return plan;
+}
+
+struct Panel {
+  const Plan& plan;
+  int64_t index;
+  int64_t line, lane;  // of the first vector
+  int live;            // vectors that exist; the columns behind them are padding
+
+  Panel(const Plan& plan, int64_t index)
+      : plan(plan),
+        index(index),
+        line(index / plan.panels_per_line),
+        lane(index % plan.panels_per_line * plan.columns) {
+    live = int(smaller(plan.columns, plan.lane_count - lane));
+  }
+  int64_t vector(int column) const { return line * plan.lane_count + lane + column; }
+};
+
+// One tensor as a panel sees it. Data is `const In` or `In`.
+template <class Data>
+struct Operand {
+  Data* at;  // entry 0 of the panel's first vector
+  int64_t lane, n1, n2;
+
+  Operand(Data* data, const Strides& strides, const Panel& panel) : n1(strides.n1), n2(strides.n2) {
+    lane = panel.plan.lanes_outer ? strides.outer : strides.inner;
+    at = data + panel.line * (panel.plan.lanes_outer ? 0 : strides.outer) + panel.lane * lane;
+  }
+  bool flat(const Shape& shape) const { return shape.n1 == 1 || n1 == shape.n2 * n2; }
+  Data* entry(const Shape& shape, int column, int64_t j) const {
+    return at + column * lane + (j / shape.n2) * n1 + (j % shape.n2) * n2;
+  }
+  // Whether the block's rows of lanes lie in memory as they are, `stride()` apart.
+  bool direct(const Panel& panel, int64_t step, int64_t steps) const {
+    const Plan& plan = panel.plan;
+    bool row = (plan.columns == 1 || lane == 1) && (plan.columns == plan.width || n2 == plan.columns);
+    return row && flat(plan.shape) && panel.live == plan.columns && (step + steps) * plan.entries_per_step() <= plan.n;
+  }
+  int64_t stride(const Plan& plan) const { return plan.columns == plan.width ? n2 : plan.width; }
+
+  // Calls body(first, count, entries): entries j of the block, `first` from its start, that lie n2 apart from
+  // `entries`.
+  template <class Body>
+  void for_each_run(const Panel& panel, int64_t step, int64_t steps, const Body& body) const {
+    const Plan& plan = panel.plan;
+    int64_t begin = step * plan.entries_per_step(), end = smaller(begin + steps * plan.entries_per_step(), plan.n);
+    int64_t segment = flat(plan.shape) ? plan.n : plan.shape.n2;
+    for (int64_t j = begin; j < end;) {
+      int64_t count = smaller(segment - j % segment, end - j);
+      body(j - begin, count, at + (j / segment) * n1 + (j % segment) * n2);
+      j += count;
+    }
+  }
+};
+
+template <class T>
+struct View {
+  T* at;
+  int64_t stride;
+};
+
+template <class In>
+static inline bool plain(const In*) {
+  return false;
+}
+static inline bool plain(const float*) { return true; }
+static inline bool plain(const double*) { return true; }
+// Rows side by side, which registers can transpose.
+template <class Data>
+static inline bool rows(const Panel& panel, const Operand<Data>& operand) {
+  return plain(operand.at) && operand.n2 == 1 && panel.plan.columns % kGroup == 0 && panel.live == panel.plan.columns;
+}
+
+// The block in the buffer, [steps, width]; entry j of column c lies at j * columns + c.
+template <class In, class T>
+static void gather(const Panel& panel, const Operand<const In>& from, int64_t step, int64_t steps, T padding,
+                   T* buffer) {
+  int columns = panel.plan.columns, live = panel.live;
+  int64_t filled = 0;
+  from.for_each_run(panel, step, steps, [&](int64_t first, int64_t count, const In* in) {
+    T* out = buffer + first * columns;
+    filled = first + count;
+    if (live == columns && (columns == 1 || from.lane == 1) && from.n2 == columns) {
+      for (int64_t e = 0; e < count * columns; ++e) out[e] = load(in[e]);
+    } else if (rows(panel, from)) {
+      for (int g = 0; g < columns; g += kGroup)
+        rows_to_lanes(reinterpret_cast<const T*>(in + g * from.lane), from.lane, count, out + g, columns);
+    } else if (from.lane == 1) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c]);
+    } else if (from.lane < from.n2) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c * from.lane]);
+    } else {
+      for (int c = 0; c < live; ++c)
+        for (int64_t j = 0; j < count; ++j) out[j * columns + c] = load(in[j * from.n2 + c * from.lane]);
+    }
+    for (int64_t j = 0; live < columns && j < count; ++j)
+      for (int c = live; c < columns; ++c) out[j * columns + c] = padding;
+  });
+  for (int64_t e = filled * columns; e < steps * panel.plan.width; ++e) buffer[e] = padding;
+}
+
+template <class In, class T>
+static void scatter(const Panel& panel, const Operand<In>& to, int64_t step, int64_t steps, const T* buffer) {
+  int columns = panel.plan.columns, live = panel.live;
+  to.for_each_run(panel, step, steps, [&](int64_t first, int64_t count, In* out) {
+    const T* in = buffer + first * columns;
+    if (live == columns && (columns == 1 || to.lane == 1) && to.n2 == columns) {
+      for (int64_t e = 0; e < count * columns; ++e) store(in[e], out[e]);
+    } else if (rows(panel, to)) {
+      for (int g = 0; g < columns; g += kGroup)
+        lanes_to_rows(in + g, columns, count, reinterpret_cast<T*>(out + g * to.lane), to.lane);
+    } else if (to.lane < to.n2) {
+      for (int64_t j = 0; j < count; ++j)
+        for (int c = 0; c < live; ++c) store(in[j * columns + c], out[j * to.n2 + c * to.lane]);
+    } else {
+      for (int c = 0; c < live; ++c)
+        for (int64_t j = 0; j < count; ++j) store(in[j * columns + c], out[j * to.n2 + c * to.lane]);
+    }
+  });
+}
+
+template <class In>
+static View<const Compute<In>> fetch(const Panel& panel, const Operand<const In>& from, int64_t step, int64_t steps,
+                                     Compute<In> padding, Compute<In>* buffer) {
+  using T = Compute<In>;
+  if (plain(from.at) && from.direct(panel, step, steps)) {
+    int64_t stride = from.stride(panel.plan);
+    return {reinterpret_cast<const T*>(from.at) + step * stride, stride};
+  }
+  gather(panel, from, step, steps, padding, buffer);
+  return {buffer, panel.plan.width};
+}
+
+// Where a block's results go: in place, or into the buffer, which deliver() then scatters.
+template <class In, class T>
+static View<T> destination(const Panel& panel, const Operand<In>& to, int64_t step, int64_t steps, T* buffer) {
+  if (plain(to.at) && to.direct(panel, step, steps)) {
+    int64_t stride = to.stride(panel.plan);
+    return {reinterpret_cast<T*>(to.at) + step * stride, stride};
+  }
+  return {buffer, panel.plan.width};
+}
+template <class In, class T>
+static void deliver(const Panel& panel, const Operand<In>& to, int64_t step, int64_t steps, const View<T>& from,
+                    const T* buffer) {
+  if (from.at == buffer) scatter(panel, to, step, steps, buffer);
+}
+
+// Blocks of a chunk; a last step that is not full makes one of its own, so that all others can be used in place.
+template <class Body>
+static void for_each_block(const Plan& plan, int64_t chunk, const Body& body) {
+  int64_t end = smaller((chunk + 1) * plan.chunk_steps, plan.steps), full = smaller(end, plan.full_steps);
+  for (int64_t s = chunk * plan.chunk_steps; s < full; s += plan.block_steps)
+    body(s, smaller(plan.block_steps, full - s));
+  if (full < end) body(full, end - full);
+}
+
+// Runs body(i, step, steps, accumulator) over all blocks of `count` panels, chunk by chunk, and leaves the totals by
+// column in total[i].
+template <class Accumulator, class Body>
+static void sweep(const Plan& plan, int threads, int64_t count, Accumulator* total, const Body& body) {
+  auto run = [&](int64_t i, int64_t chunk, Accumulator& out) {
+    out.clear(plan.width);
+    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) { body(i, step, steps, out); });
+    out.fold(plan.width, plan.columns);
+  };
+  // Rounds of chunks: a round's partial totals are merged in order, whoever computed them.
+  constexpr int kRound = 32;
+  const int64_t round = threads > 1 ? smaller(kRound, plan.chunks) : 1;
+  const ScratchArray<Accumulator> partial(plan.chunks > 1 ? round : 0);
+  for (int64_t first = 0; first < plan.chunks; first += round) {
+    const int64_t chunks = smaller(round, plan.chunks - first);
+    for (int64_t i = 0; i < count; ++i) {
+      if (first == 0 && chunks == 1) {
+        run(i, 0, total[i]);
+        continue;
+      }
+      if (first == 0) total[i].clear(plan.columns);
+      walk_parts(chunks, threads, Walk::kForwards, [&](int64_t j, int64_t) { run(i, first + j, partial[j]); });
+      for (int64_t j = 0; j < chunks; ++j) total[i].merge(partial[j], plan.columns);
+    }
+  }
+}
+
+// The same for one panel, body(step, steps, accumulator).
+template <class Accumulator, class Body>
+static void sweep(const Plan& plan, int threads, Accumulator& total, const Body& body) {
+  sweep(plan, threads, 1, &total,
+        [&](int64_t, int64_t step, int64_t steps, Accumulator& out) { body(step, steps, out); });
+}
+
+template <class Body>
+static void for_each_chunk(const Plan& plan, int threads, const Body& body) {
+  walk_parts(plan.chunks, threads, Walk::kBackwards,
+             [&](int64_t chunk, int64_t) { for_each_block(plan, chunk, body); });
+}
+
+// As many threads as the work is worth.
+static inline int threads_for(const Plan& plan, int threads) {
+  return int(smaller(threads, 1 + plan.panels * plan.n * plan.columns / kGrain));
+}
+
+// Runs body(panel, threads): panels side by side where there are enough of them, else each over all threads.
+template <class Body>
+static void for_each_panel(const Plan& plan, int threads, const Body& body) {
+  threads = threads_for(plan, threads);
+  bool across = plan.panels >= 2 * threads || plan.chunks == 1;
+  int64_t batch = smaller(kGrain / (plan.n * plan.columns), plan.panels / (4 * threads));
+  parallel_for(
+      plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); },
+      batch > 1 ? batch : 1);
+}
+
+// Whether the vectors are rows whose entries lie side by side, of which kGroup stay near.
+static inline bool in_rows(const Plan& plan, const Strides& strides) {
+  return plan.shape.n1 == 1 && strides.n2 == 1 && plan.n <= kMostRow;
+}
+
+// Whether they are rows that for_each_batch serves.
+static inline bool in_batches(const Plan& plan, const Strides& strides) {
+  return in_rows(plan, strides) && plan.columns == 1 && plan.n >= kLeastRow;
+}
+
+// Runs body(first, live) over all panels, `live` of them from `first` on together: kGroup, or fewer where that leaves
+// threads without any.
+template <class Body>
+static void for_each_batch(const Plan& plan, int threads, const Body& body) {
+  threads = threads_for(plan, threads);
+  const int64_t size = smaller(kGroup, ceil_div(plan.panels, threads));
+  parallel_for(ceil_div(plan.panels, size), threads,
+               [&](int64_t i) { body(i * size, int(smaller(size, plan.panels - i * size))); });
+}
+
+// Runs body(first, last, threads) over all panels, the panels first <= i < last together: those side by side in a wide
+// matrix, so that whoever has them can walk it row by row; else one at a time.
+template <class Body>
+static void for_each_team(const Plan& plan, int threads, const Body& body) {
+  threads = threads_for(plan, threads);
+  bool across = plan.panels >= 2 * threads || plan.chunks == 1;
+  bool wide = across && plan.chunks > 1 && plan.columns == plan.width;
+  int64_t size = wide ? smaller(kTeam, ceil_div(plan.panels, threads)) : 1;
+  parallel_for(ceil_div(plan.panels, size), across ? threads : 1,
+               [&](int64_t i) { body(i * size, smaller((i + 1) * size, plan.panels), across ? 1 : threads); });
+}
+
+}  // namespace HYPERSIMPLEX_ISA
+}  // namespace hypersimplex

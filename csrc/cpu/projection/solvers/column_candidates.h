@@ -1,0 +1,144 @@
+// Columns of small mass: only the entries near a column's top can be active or one, a few in a hundred where n is a
+// thousand times k. A sample of rows tells where the top begins; one pass over the matrix collects the entries above,
+// and where they have more than mass k, the threshold lies among them: the solver then works on these few alone.
+#pragma once
+
+#include "cpu/projection/panel.h"
+#include "cpu/simd/aligned.h"
+
+namespace hypersimplex {
+namespace HYPERSIMPLEX_ISA {
+
+// The tops of a panel's columns side by side, [length, width], padded with -inf. To be made in three steps: open(),
+// collect() with every chunk in turn, close(); length() stays 0 where the tops could not be had.
+template <class T>
+class Tail {
+ public:
+  static constexpr int64_t kSample = 256, kLeast = 4 * kSample;  // rows
+  static constexpr double kSmall = 1.0 / 128;                    // the largest k / n that is worth a try
+
+  template <class Entries>
+  void open(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
+    const Plan& plan = panel.plan;
+    if (plan.columns != plan.width || plan.n < kLeast || plan.n > INT32_MAX) return;
+    for (int c = 0; c < panel.live; ++c) {
+      double mass = at(k, panel.vector(c)), temperature = at(tau, panel.vector(c));
+      if (!(mass >= 0 && mass <= kSmall * double(plan.n) && is_temperature(temperature))) return;
+    }
+    open_ = bound(panel, entries, k, tau);
+    if (!open_) return;
+    width_ = plan.width;
+    capacity_ = plan.n / 8;
+    list_ = Aligned<T>(capacity_ * width_);
+    steps_ = Aligned<int32_t>(capacity_ * width_);
+    for (int l = 0; l < width_; ++l) count_[l] = 0;
+  }
+
+  // Every entry of the chunk above the floor, and every NaN.
+  template <class Entries>
+  void collect(const Plan& plan, int64_t chunk, const Entries& entries) {
+    if (!open_) return;
+    const ScratchArray<T> buffer(kBlock);
+    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
+      if (open_) open_ = collect(entries(step, steps, buffer), step, steps);
+    });
+  }
+
+  void close(const Panel& panel, const PerVector& k, const PerVector& tau) {
+    if (!open_ || !enough(panel, k, tau)) return;
+    for (int l = 0; l < width_; ++l) length_ = count_[l] > length_ ? count_[l] : length_;
+    for (int l = 0; l < width_; ++l)
+      for (int64_t i = count_[l]; i < length_; ++i) list_[i * width_ + l] = -T(HUGE_VAL);
+  }
+
+  int64_t length() const { return length_; }
+  // Calls body(j, x_j) for the entries of column c that are among the tops; the others are zero in y.
+  template <class Body>
+  void for_each(int c, const Body& body) const {
+    for (int64_t i = 0; i < count_[c]; ++i) body(steps_[i * width_ + c], list_[i * width_ + c]);
+  }
+  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * width_, width_}; }
+
+ private:
+  // Where the tops begin: the threshold of several times the mass, by the moments of a sample.
+  template <class Entries>
+  bool bound(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
+    const Plan& plan = panel.plan;
+    alignas(64) T buffer[kMaxLanes], origin[kMaxLanes], sum[kMaxLanes] = {}, squares[kMaxLanes] = {};
+    for (int64_t i = 0; i < kSample; ++i) {
+      const T* row = entries(i * (plan.n / kSample), 1, buffer).at;
+      for (int l = 0; i == 0 && l < plan.width; ++l) origin[l] = row[l] - row[l] == 0 ? row[l] : T(0);
+#pragma omp simd
+      for (int l = 0; l < plan.width; ++l) {
+        bool finite = (row[l] <= kLargest<T>)&(row[l] >= -kLargest<T>);
+        T e = masked(finite, row[l] - origin[l]);
+        sum[l] += e;
+        squares[l] += e * e;
+      }
+    }
+    double last_q = -1, z = 0;
+    for (int l = 0; l < plan.width; ++l) floor_[l] = T(HUGE_VAL);
+    for (int c = 0; c < panel.live; ++c) {
+      double q = (4 * at(k, panel.vector(c)) + 8) / double(plan.n);
+      if (q != last_q) z = normal_quantile(1 - q);
+      last_q = q;
+      double mean = sum[c] / kSample, variance = squares[c] / kSample - mean * mean;
+      floor_[c] = T(double(origin[c]) + moment_guess(mean, variance > 0 ? variance : 0, at(tau, panel.vector(c)), z));
+      if (floor_[c] - floor_[c] != 0) return false;
+    }
+    return true;
+  }
+
+  // False where the entries are too many to be worth it. First, without branches, the groups of lanes with such
+  // entries, a bit per lane; then the entries themselves.
+  bool collect(const View<const T>& x, int64_t step, int64_t steps) {
+    struct Hit {
+      const T* row;
+      int64_t step;
+      int group;
+      unsigned lanes;
+    } hits[kBlock / kGroup + 1];
+    int found = 0;
+    for (int64_t s = 0; s < steps; ++s) {
+      for (int g = 0; g < width_; g += kGroup) {
+        const T *row = x.at + s * x.stride + g, *floor = floor_ + g;
+        prefetch(row, x.stride);
+        const unsigned lanes = lanes_beyond<kGroup>(row, floor);
+        hits[found] = {row, step + s, g, lanes};
+        found += lanes != 0;
+      }
+    }
+    for (int i = 0; i < found; ++i) {
+      for (unsigned lanes = hits[i].lanes; lanes != 0; lanes &= lanes - 1) {
+        const int l = __builtin_ctz(lanes), lane = hits[i].group + l;
+        if (count_[lane] == capacity_) return false;
+        const int64_t at = count_[lane]++ * width_ + lane;
+        list_[at] = hits[i].row[l];
+        steps_[at] = int32_t(hits[i].step);
+      }
+    }
+    return true;
+  }
+
+  // Whether every column has more than mass k above its floor, and so more than k entries.
+  bool enough(const Panel& panel, const PerVector& k, const PerVector& tau) const {
+    for (int c = 0; c < panel.live; ++c) {
+      double rate = 1 / at(tau, panel.vector(c)), total = 0;
+      for (int64_t i = 0; i < count_[c]; ++i)
+        total += clip01((double(list_[i * width_ + c]) - double(floor_[c])) * rate);
+      if (!(total > at(k, panel.vector(c)))) return false;
+    }
+    return true;
+  }
+
+  Aligned<T> list_;
+  Aligned<int32_t> steps_;
+  bool open_ = false;
+  int64_t capacity_ = 0, length_ = 0;
+  int width_ = 0;
+  int64_t count_[kMaxLanes];
+  alignas(64) T floor_[kMaxLanes];
+};
+
+}  // namespace HYPERSIMPLEX_ISA
+}  // namespace hypersimplex
