@@ -10,6 +10,7 @@
 #include <array>
 #include <tuple>
 
+#include "cpu/projection/solvers/solver.h"
 #include "hypersimplex.h"
 #include "tensor_view.h"
 
@@ -335,6 +336,8 @@ PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
   define_loss<Cpu, int>(on_cpu);
   define_sort<Cpu, int>(on_cpu);
   define_isotonic<Cpu, int>(on_cpu);
+  on_cpu.def("force_solver", &cpu::force_solver);
+  on_cpu.def("take_solvers", &cpu::take_solvers);
 #ifdef HYPERSIMPLEX_WITH_CUDA
   py::module_ on_cuda = m.def_submodule("cuda");
   define_projection<Cuda, Address, py::function>(on_cuda);

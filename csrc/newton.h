@@ -39,6 +39,15 @@ struct BitsOf<double> {
 template <class T>
 constexpr T kLargest = T(sizeof(T) == 4 ? 3.402823466385288598e38 : 1.797693134862315708e308);
 
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE bool is_finite(T v) {
+  return v - v == 0;
+}
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE bool is_nan(T v) {
+  return v != v;
+}
+
 HYPERSIMPLEX_HOST_DEVICE bool is_temperature(double tau) { return tau >= 0x1p-1022 && tau < HUGE_VAL; }
 
 // Temperatures below this can be summed up, those of a block of entries in T and those of a vector in double; for
@@ -142,7 +151,12 @@ enum class SearchStatus : int {
 
 template <class T>
 struct Search {
-  static constexpr int kPatience = 16;
+  // Of the step, which csrc/cpu/projection/solvers/short_vectors.h takes for many vectors abreast: consecutive steps
+  // that did not halve the bracket until Newton's step and the secant are no longer trusted; how many tau a bracket is
+  // wide.
+  static constexpr int kNewtonPatience = 6, kSecantPatience = 2;
+  static constexpr double kWideBracket = 64;
+  static constexpr int kPatience = 16;                               // steps until a wide bracket is bisected
   static constexpr double kTight = sizeof(T) == 4 ? 1e-9 : 0x1p-50;  // of tau, to which rounding lets f tell the root
   double k, tau;
   Pair t;       // where f is to be evaluated next
@@ -188,7 +202,7 @@ struct Search {
 
   // A wide bracket is narrowed at numbers of type T alone: entries are such numbers, so where those are sparse,
   // thresholds between two of them differ only within tau below the upper one.
-  HYPERSIMPLEX_HOST_DEVICE bool wide() const { return difference(hi, lo) * 0x1p-6 > tau; }
+  HYPERSIMPLEX_HOST_DEVICE bool wide() const { return difference(hi, lo) * (1 / kWideBracket) > tau; }
 
   // The middle of the bracket: of the numbers between its ends where it is wide, so that one far outlier costs few
   // steps, and of its length where it is narrow.
@@ -231,14 +245,14 @@ struct Search {
     // While the bracket is wide, halving its length may mean little: after kPatience steps only bisection is left,
     // which takes at most one step per bit of T.
     bool patient = steps < kPatience || !wide();
-    if (active > 0 && bad < 6 && patient && inside(newton)) {
+    if (active > 0 && bad < kNewtonPatience && patient && inside(newton)) {
       t = newton;
       last_g = at.g;
       last_h = at.h;
       return;
     }
     if (active == 0 && wide() && jumps-- > 0) flat = f > 0 ? 1 : -1;
-    aim(bad < 2 && patient);
+    aim(bad < kSecantPatience && patient);
   }
 
   // With no entry active f is constant from the greatest entry below, `zero`, to tau below the least one above, `one`:
@@ -248,7 +262,7 @@ struct Search {
     Pair edge = flat < 0 ? Pair{double(zero), 0.0} : renormalised<T>(double(one), -tau);
     if (inside(edge)) (flat < 0 ? hi : lo) = edge;
     flat = 0;
-    aim(bad < 2 && steps < kPatience);
+    aim(bad < kSecantPatience && steps < kPatience);
   }
 
  private:

@@ -37,7 +37,7 @@ INTEGERS = {
     "rises": lambda n: torch.randint(0, 100, (n,)) + torch.arange(n),
     "falls": lambda n: torch.randint(0, 100, (n,)) - torch.arange(n),
 }
-# Around the 64 elements of csrc/cpu/isotonic_pool.h that tell whether rounds are worth while, the 32 that are too few
+# Around the 64 elements of csrc/cpu/order/pav.h that tell whether rounds are worth while, the 32 that are too few
 # for one, tiles of 256, and chunks of 4096.
 ROUND_LENGTHS = (2, 63, 64, 65, 95, 96, 97, 319, 320, 321, 351, 352, 353, 1000, 4095, 4096, 4097, 4160, 8300)
 

@@ -200,20 +200,20 @@ void multiply_vectors(const BlockProductArgs& args, int threads) {
   const Tensor<const int32_t> order{args.order, args.order_strides};
 
   const bool adjacent = v.adjacent(shape) && weight.adjacent(shape) && out.adjacent(shape) && order.adjacent(shape);
-  const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
-  const int64_t n = bundles.n, chunks = chunks_of(n), numbers = 2 * (n + chunks);
+  const RowBatches batches(shape, adjacent, 2 * kChunk, threads);
+  const int64_t n = batches.n, chunks = chunks_of(n), numbers = 2 * (n + chunks);
   const bool v_ordered = args.order && args.v.ordered, weight_ordered = args.order && args.weight.ordered;
   const bool out_ordered = args.order && args.out.ordered;
   const int64_t kept_v = near_entries(n, v_ordered), kept_weight = near_entries(n, weight_ordered);
   const int64_t near = near_entries(n, out_ordered);
-  const size_t bytes = v.bytes(bundles) + weight.bytes(bundles) + out.bytes(bundles) + order.bytes(bundles) +
+  const size_t bytes = v.bytes(batches) + weight.bytes(batches) + out.bytes(batches) + order.bytes(batches) +
                        Arena::bytes<Sums>(chunks) + Arena::bytes<double>(numbers) + Arena::bytes<double>(kept_v) +
                        Arena::bytes<double>(kept_weight) + Arena::bytes<In>(near);
-  out.prefer_large_pages(bundles);
-  bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
-    const Rows<const In> vs(v, bundles, first, live, arena), weights(weight, bundles, first, live, arena);
-    const Rows<In> outs(out, bundles, first, live, arena);
-    const Rows<const int32_t> orders(order, bundles, first, live, arena);
+  out.prefer_large_pages(batches);
+  batches.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
+    const GatheredRows<const In> vs(v, batches, first, live, arena), weights(weight, batches, first, live, arena);
+    const GatheredRows<In> outs(out, batches, first, live, arena);
+    const GatheredRows<const int32_t> orders(order, batches, first, live, arena);
     Sums* sums = arena.take<Sums>(chunks);
     double *memory = arena.take<double>(numbers), *v_memory = arena.take<double>(kept_v);
     double* weight_memory = arena.take<double>(kept_weight);
@@ -222,7 +222,7 @@ void multiply_vectors(const BlockProductArgs& args, int threads) {
     weights.load();
     orders.load();
     for (int64_t i = 0; i < live; ++i) {
-      const NearRow<In> row(outs[i], near_row, near);
+      const ScratchRow<In> row(outs[i], near_row, near);
       if (args.order) check_order(orders[i], n);
       if (out_ordered) row.clear(n);
       auto placed = [&](bool ordered) { return ordered ? orders[i] : nullptr; };
@@ -234,7 +234,7 @@ void multiply_vectors(const BlockProductArgs& args, int threads) {
                           placed(out_ordered),
                           row.data(),
                           args.blocks + (first + i) * block_words(n)},
-               sums, memory, bundles.within);
+               sums, memory, batches.within);
       row.store();
     }
     outs.store();

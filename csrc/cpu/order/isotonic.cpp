@@ -66,7 +66,7 @@ struct Vector {
   }
   static bool finite(const double* p, int64_t count) {
     int64_t strange = 0;
-    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!(p[j] - p[j] == 0));
+    for (int64_t j = 0; j < count; ++j) strange |= -int64_t(!is_finite(p[j]));
     return !strange;
   }
   static bool positive(const double* q, int64_t count) {
@@ -328,19 +328,19 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
 
   const bool adjacent = a.adjacent(shape) && b.adjacent(shape) && weight.adjacent(shape) && order.adjacent(shape) &&
                         out.adjacent(shape) && share.adjacent(shape);
-  const Bundles bundles(shape, adjacent, 2 * kChunk, threads);
-  const int64_t n = bundles.n, chunks = chunks_of(n), slots = n / 2 + chunks;
+  const RowBatches batches(shape, adjacent, 2 * kChunk, threads);
+  const int64_t n = batches.n, chunks = chunks_of(n), slots = n / 2 + chunks;
   const int64_t near = near_entries(n, args.order != nullptr);
-  const size_t bytes = a.bytes(bundles) + b.bytes(bundles) + weight.bytes(bundles) + order.bytes(bundles) +
-                       out.bytes(bundles) + share.bytes(bundles) + Arena::bytes<In>(near) +
+  const size_t bytes = a.bytes(batches) + b.bytes(batches) + weight.bytes(batches) + order.bytes(batches) +
+                       out.bytes(batches) + share.bytes(batches) + Arena::bytes<In>(near) +
                        Arena::bytes<Chunk<LogBlock>>(chunks) +
                        (entropic ? Arena::bytes<LogBlock>(slots) : Arena::bytes<MeanBlock>(slots));
-  out.prefer_large_pages(bundles);
-  bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
-    const Rows<const In> a_rows(a, bundles, first, live, arena), b_rows(b, bundles, first, live, arena);
-    const Rows<const In> weights(weight, bundles, first, live, arena);
-    const Rows<const int32_t> orders(order, bundles, first, live, arena);
-    const Rows<In> outs(out, bundles, first, live, arena), shares(share, bundles, first, live, arena);
+  out.prefer_large_pages(batches);
+  batches.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
+    const GatheredRows<const In> a_rows(a, batches, first, live, arena), b_rows(b, batches, first, live, arena);
+    const GatheredRows<const In> weights(weight, batches, first, live, arena);
+    const GatheredRows<const int32_t> orders(order, batches, first, live, arena);
+    const GatheredRows<In> outs(out, batches, first, live, arena), shares(share, batches, first, live, arena);
     In* near_row = arena.take<In>(near);
     char* memory = arena.take<char>(0);
     a_rows.load();
@@ -350,7 +350,7 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
     const ScratchArray<double> chunk_memory(kChunkMemory);
     std::unique_ptr<double[]> narrowed_a;
     for (int64_t i = 0; i < live; ++i) {
-      const NearRow<In> row(outs[i], near_row, near);
+      const ScratchRow<In> row(outs[i], near_row, near);
       if (args.order) {
         check_order(orders[i], n);
         row.clear(n);
@@ -375,13 +375,13 @@ void regress_vectors(const IsotonicArgs& args, int threads) {
       if (gaps.some_exceed && !gaps.all_reach)
         vector.a.table = (narrowed_a = narrowed(vector.a, bound, entropic)).get();
       if (gaps.all_reach)
-        write_apart(vector, chunk_memory, bundles.within);
+        write_apart(vector, chunk_memory, batches.within);
       else if (entropic && !vector.narrow())
-        regress<LogBlock>(vector, Arena{memory}, chunk_memory, bundles.within);
+        regress<LogBlock>(vector, Arena{memory}, chunk_memory, batches.within);
       else
-        regress<MeanBlock>(vector, Arena{memory}, chunk_memory, bundles.within);
+        regress<MeanBlock>(vector, Arena{memory}, chunk_memory, batches.within);
       if (wide && !gaps.all_reach)
-        for_each_chunk(chunks, chunk_memory, bundles.within,
+        for_each_chunk(chunks, chunk_memory, batches.within,
                        [&](int64_t chunk, double* own) { write_by_differences(vector, chunk, own); });
       row.store();
     }

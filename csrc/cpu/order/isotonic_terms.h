@@ -13,6 +13,7 @@
 
 #include "cpu/order/segments.h"
 #include "cpu/simd/exponential.h"
+#include "newton.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -77,7 +78,7 @@ double widest_gap(const Term<In>& b, bool entropic) {
 template <class In>
 bool is_wide(const Term<In>& a, double bound) {
   const double first = a.entry(0), last = a.entry(a.n - 1);
-  const bool finite = first - first == 0 && last - last == 0 && bound - bound == 0;
+  const bool finite = is_finite(first) && is_finite(last) && is_finite(bound);
   return finite && a.scale * (first - last) > kHarmlessSpan<In> * bound;
 }
 

@@ -157,7 +157,7 @@ class Rounds {
       length = std::min(length, count - first);
       const int64_t from = units_.count;
       const bool round = worthwhile && length >= kFewUnits && !absorbed(first, length);
-      append(first, length, round);
+      compress_store(first, length, round);
       if (round) {
         pool_round<true>(units_, from);
         if (units_.count - from >= kFewUnits) pool_round<false>(units_, from);
@@ -183,7 +183,7 @@ class Rounds {
     return 8 * above > 7 * length;
   }
   // As long as no elements have been pooled by rounds, they are where they were, and their own sums.
-  void append(int64_t first, int64_t length, bool round) {
+  void compress_store(int64_t first, int64_t length, bool round) {
     const int64_t from = units_.count;
     units_.count += length;
     if (!units_.start) {

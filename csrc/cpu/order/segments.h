@@ -91,11 +91,11 @@ inline int64_t near_entries(int64_t n, bool ordered) { return ordered && n <= (i
 
 // A row to be written into data() and then stored; with no near entries the row itself.
 template <class In>
-struct NearRow {
+struct ScratchRow {
   In *row, *near;
   int64_t entries;
 
-  NearRow(In* row, In* near, int64_t entries) : row(row), near(near), entries(entries) {}
+  ScratchRow(In* row, In* near, int64_t entries) : row(row), near(near), entries(entries) {}
   In* data() const { return entries ? near : row; }
   // Before entries are put at places of an order, which may leave some out.
   void clear(int64_t n) const {

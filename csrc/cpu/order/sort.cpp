@@ -186,7 +186,7 @@ bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, ui
   In least, largest;
   if (!range_of(x, n, least, largest)) return false;
   const In scale = In(kTop) / (largest - least);
-  if (!(scale > 0 && scale - scale == 0)) return false;
+  if (!(scale > 0 && is_finite(scale))) return false;
   int64_t in_order = 1;
   while (in_order < n && !wrong(x[in_order - 1], x[in_order])) ++in_order;
   if (in_order == n) return false;
@@ -353,21 +353,21 @@ void sort_vectors(const SortArgs& args, int threads) {
   const Tensor<int64_t> wide{args.wide_order ? static_cast<int64_t*>(args.order) : nullptr, args.order_strides};
 
   const bool adjacent = x.adjacent(shape) && values.adjacent(shape) && order.adjacent(shape) && wide.adjacent(shape);
-  const Bundles bundles(shape, adjacent, 4 * kGrain, threads);
-  const int64_t n = bundles.n;
-  const size_t bytes = x.bytes(bundles) + values.bytes(bundles) + order.bytes(bundles) + wide.bytes(bundles) +
+  const RowBatches batches(shape, adjacent, 4 * kGrain, threads);
+  const int64_t n = batches.n;
+  const size_t bytes = x.bytes(batches) + values.bytes(batches) + order.bytes(batches) + wide.bytes(batches) +
                        2 * Arena::bytes<Word>(n) +
-                       Arena::bytes<uint32_t>(std::min(bundles.within, kMaxParts) * kCounts);
-  bundles.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
-    const Rows<const In> from(x, bundles, first, live, arena);
-    const Rows<In> to(values, bundles, first, live, arena);
-    const Rows<int32_t> places(order, bundles, first, live, arena);
-    const Rows<int64_t> wide_places(wide, bundles, first, live, arena);
+                       Arena::bytes<uint32_t>(std::min(batches.within, kMaxParts) * kCounts);
+  batches.for_each(bytes, [&](int64_t first, int64_t live, Arena arena) {
+    const GatheredRows<const In> from(x, batches, first, live, arena);
+    const GatheredRows<In> to(values, batches, first, live, arena);
+    const GatheredRows<int32_t> places(order, batches, first, live, arena);
+    const GatheredRows<int64_t> wide_places(wide, batches, first, live, arena);
     Word *words = arena.take<Word>(n), *spare = arena.take<Word>(n);
-    uint32_t* counts = arena.take<uint32_t>(std::min(bundles.within, kMaxParts) * kCounts);
+    uint32_t* counts = arena.take<uint32_t>(std::min(batches.within, kMaxParts) * kCounts);
     from.load();
     for (int64_t i = 0; i < live; ++i)
-      sort_vector(from[i], n, keys, words, spare, bundles.within, counts, Sorted<In>{to[i], places[i], wide_places[i]});
+      sort_vector(from[i], n, keys, words, spare, batches.within, counts, Sorted<In>{to[i], places[i], wide_places[i]});
     to.store();
     places.store();
     wide_places.store();

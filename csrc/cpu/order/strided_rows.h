@@ -36,15 +36,15 @@ struct Arena {
   }
 };
 
-// How a call's vectors are cut into bundles and these over threads.
-struct Bundles {
+// How a call's vectors are cut into batches and these over threads.
+struct RowBatches {
   Shape shape;
   int64_t n, vectors, width, count;
-  int across, within;  // threads over bundles, and in each
+  int across, within;  // threads over batches, and in each
 
   // `adjacent`: every tensor has the entries of a vector side by side. A vector of at least `divisible` entries can
   // itself be worked on by several threads.
-  Bundles(const Shape& shape, bool adjacent, int64_t divisible, int threads)
+  RowBatches(const Shape& shape, bool adjacent, int64_t divisible, int threads)
       : shape(shape),
         n(shape.n1 * shape.n2),
         vectors(n == 0 ? 0 : shape.outer * shape.inner),
@@ -64,7 +64,7 @@ struct Bundles {
     within = inside ? threads : 1;
   }
 
-  // Runs body(first, live, arena) over the bundles, vectors first <= v < first + live, each thread with `bytes` of
+  // Runs body(first, live, arena) over the batches, vectors first <= v < first + live, each thread with `bytes` of
   // memory. Nothing is allocated once threads run, so that nothing is thrown there.
   template <class Body>
   void for_each(size_t bytes, const Body& body) const {
@@ -94,19 +94,19 @@ struct Tensor {
   bool adjacent(const Shape& shape) const {
     return !data || ((shape.n2 == 1 || strides.n2 == 1) && (shape.n1 == 1 || strides.n1 == shape.n2));
   }
-  size_t bytes(const Bundles& bundles) const {
-    return adjacent(bundles.shape) ? 0 : Arena::bytes<In>(bundles.width * pitch(bundles.n));
+  size_t bytes(const RowBatches& batches) const {
+    return adjacent(batches.shape) ? 0 : Arena::bytes<In>(batches.width * pitch(batches.n));
   }
   // Of a result that is about to be written. What is beyond malloc's largest threshold is mapped anew in every call,
   // and faults for each small page would take as long as the work.
-  void prefer_large_pages(const Bundles& bundles) const {
+  void prefer_large_pages(const RowBatches& batches) const {
 #ifdef MADV_HUGEPAGE
     constexpr uintptr_t kMapped = uintptr_t(32) << 20, kPage = uintptr_t(2) << 20;
-    const Shape& shape = bundles.shape;
+    const Shape& shape = batches.shape;
     const int64_t last = (shape.outer - 1) * strides.outer + (shape.inner - 1) * strides.inner +
                          (shape.n1 - 1) * strides.n1 + (shape.n2 - 1) * strides.n2;
     const uintptr_t begin = reinterpret_cast<uintptr_t>(data), bytes = sizeof(In) * uintptr_t(last + 1);
-    if (!data || bundles.count == 0 || bytes < kMapped) return;
+    if (!data || batches.count == 0 || bytes < kMapped) return;
     const uintptr_t first_page = (begin + kPage - 1) / kPage, end_page = (begin + bytes) / kPage;
     madvise(reinterpret_cast<void*>(first_page * kPage), (end_page - first_page) * kPage, MADV_HUGEPAGE);
 #endif
@@ -117,15 +117,15 @@ struct Tensor {
 
 // A tensor's vectors in one bundle, read with load(), written with store().
 template <class Data>
-class Rows {
+class GatheredRows {
  public:
   using In = typename std::remove_const<Data>::type;
 
-  Rows(const Tensor<Data>& tensor, const Bundles& bundles, int64_t first, int64_t live, Arena& arena)
-      : tensor_(tensor), shape_(bundles.shape), n_(bundles.n), first_(first), live_(live), buffer_(nullptr) {
+  GatheredRows(const Tensor<Data>& tensor, const RowBatches& batches, int64_t first, int64_t live, Arena& arena)
+      : tensor_(tensor), shape_(batches.shape), n_(batches.n), first_(first), live_(live), buffer_(nullptr) {
     if (!tensor.adjacent(shape_)) buffer_ = arena.take<In>(live * Tensor<Data>::pitch(n_));
   }
-  const Rows& load() const {
+  const GatheredRows& load() const {
     for_each_entry([](In& row, const In& entry) { row = entry; });
     return *this;
   }

@@ -4,7 +4,7 @@
 
 #include "cpu/isa_launchers.h"
 #include "cpu/projection/jvp_rows.h"
-#include "cpu/projection/solvers/general.h"
+#include "cpu/projection/lane_thresholds.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -17,7 +17,7 @@ struct ActiveSums {
   double grad_tau(double tau) const { return -(product - mean() * y) / tau; }
 };
 
-// A vector that lanes.h cannot express, entry by entry.
+// A vector that sweeps.h cannot express, entry by entry.
 template <class In>
 ActiveSums multiply_irregular(const Panel& panel, const Operand<const In>& x, const Operand<const In>& v, In* out,
                               const Strides& out_strides, int column, Pair t, double tau) {
@@ -34,11 +34,11 @@ ActiveSums multiply_irregular(const Panel& panel, const Operand<const In>& x, co
     sums.product += tangent * y;
     sums.y += y;
   }
-  if (t.p != t.p) sums.v = sums.product = sums.active = t.p;
+  if (is_nan(t.p)) sums.v = sums.product = sums.active = t.p;
   for (int64_t j = 0; out && j < panel.plan.n; ++j) {
     double y = project(j), tangent = load(*v.entry(shape, column, j));
     double product = y > 0 && y < 1 ? (tangent - sums.mean()) / tau : 0;
-    store(T(t.p != t.p ? t.p : product), *to.entry(shape, column, j));
+    store(T(is_nan(t.p) ? t.p : product), *to.entry(shape, column, j));
   }
   return sums;
 }
@@ -88,14 +88,14 @@ class SparseRows {
     const T* v = row(static_cast<const T*>(args_.v), args_.v_strides, i);
     const int64_t n = plan_.n;
     int64_t count = 0, j = 0;
-    if (t.p - t.p == 0) {
+    if (is_finite(t.p)) {
       const T floor = active_floor<T>(t), ceiling = active_ceiling<T>(t, tau);
       const Vector<T> below = Vector<T>{} + floor, above = Vector<T>{} + ceiling;
       while (j + kVectorLanes<T> <= n) {
         const int64_t stop = smaller(j + kStretch, n);
         for (; j + kVectorLanes<T> <= stop; j += kVectorLanes<T>) {
           const Vector<T> e = load_vector(x + j);
-          count += append_places(both_greater(greater(e, below), above, e), int32_t(j), places + count);
+          count += compress_store_places(both_greater(greater(e, below), above, e), int32_t(j), places + count);
         }
         if (count * kFew > n) return -1;
       }
@@ -135,7 +135,7 @@ class SparseRows {
   const Plan& plan_;
 };
 
-// The vectors of a panel, by the loops of lanes.h or of row_product.h.
+// The vectors of a panel, by the loops of sweeps.h or of jvp_rows.h.
 template <class In>
 class PanelProduct {
   using T = Compute<In>;
@@ -192,8 +192,8 @@ class PanelProduct {
   }
 
   void multiply_rows() {
-    const Scratch<RowProduct<T>> product(panel_.plan.n);
-    RowProduct<T>& rows = *product;
+    const Scratch<JvpRows<T>> product(panel_.plan.n);
+    JvpRows<T>& rows = *product;
     RowSums totals;
     for (int first = 0; first < panel_.live; first += kGroup) {
       const int live = int(smaller(kGroup, panel_.live - first));
@@ -210,12 +210,12 @@ class PanelProduct {
     }
   }
 
-  // What is wanted beside the product; and all of it for vectors that lanes.h cannot express.
+  // What is wanted beside the product; and all of it for vectors that sweeps.h cannot express.
   void finish() {
     const int64_t first = panel_.vector(0);
     for (int c = 0; c < panel_.live; ++c) {
       const double p = args_.state.p[first + c], d = args_.state.d[first + c], tau = at(args_.tau, first + c);
-      if (p != p || (p - p == 0 && !regular<T>(p, d, tau)))
+      if (is_nan(p) || (is_finite(p) && !regular<T>(p, d, tau)))
         sums_[c] = multiply_irregular(panel_, x_, v_, static_cast<In*>(args_.out), args_.out_strides, c, {p, d}, tau);
       if (args_.grad_k) args_.grad_k[first + c] = sums_[c].mean();
       if (args_.grad_tau) args_.grad_tau[first + c] = sums_[c].grad_tau(tau);
@@ -240,7 +240,7 @@ template <class In>
 void multiply(const JvpArgs& args, int threads) {
   using T = Compute<In>;
   const Plan plan = make_plan(args.shape, args.x_strides, kMaxLanes);
-  auto serves = [&](const Strides& strides) { return RowProduct<T>::serves(plan, strides); };
+  auto serves = [&](const Strides& strides) { return JvpRows<T>::serves(plan, strides); };
   const bool rows = std::is_same_v<In, T> && serves(args.x_strides) && serves(args.v_strides) &&
                     (!args.out || serves(args.out_strides));
   auto multiply_panel = [&](const Panel& panel, int inner_threads) {

@@ -13,11 +13,11 @@ struct alignas(64) RowSums {
 };
 
 template <class T>
-class RowProduct {
+class JvpRows {
  public:
   static bool serves(const Plan& plan, const Strides& strides) { return in_rows(plan, strides) && plan.n >= kGroup; }
 
-  explicit RowProduct(int64_t n) : vectors_(n) {}
+  explicit JvpRows(int64_t n) : vectors_(n) {}
 
   // Rows r < live, which begin at x + r * x_pitch and v + r * v_pitch and are the columns first + r of the lanes.
   template <bool Products>
@@ -40,7 +40,7 @@ class RowProduct {
         [&](int, int64_t j, const auto&) {
           const V e = load_vector(x + j);
           const auto is_active = both_greater(greater(e, floor), ceiling, e);
-          store_vector<T>(where(is_active, (load_vector(v + j) - mean) * rate), out + j);
+          store_vector<T>(zero_unless(is_active, (load_vector(v + j) - mean) * rate), out + j);
         },
         [] {});
   }
@@ -58,11 +58,11 @@ class RowProduct {
         [&](int i, int64_t j, const auto& fresh) {
           const V e = load_vector(x + j), u = load_vector(v + j);
           const Mask<T> is_active = fresh(both_greater(greater(e, floor), ceiling, e));
-          active[i] = counted(is_active, active[i]);
-          part[i] = added(is_active, part[i], u);
+          active[i] = add_one_where(is_active, active[i]);
+          part[i] = add_where(is_active, part[i], u);
           if (Products) {
-            const V y = where(is_active, ((e - p) - d) * rate);
-            product[i] += where(is_active, u) * y;
+            const V y = zero_unless(is_active, ((e - p) - d) * rate);
+            product[i] += zero_unless(is_active, u) * y;
             inner[i] += y;
           }
         },
@@ -92,7 +92,7 @@ class RowProduct {
     for (int l = 0; l < kGroup; ++l) flush(lanes + l * kGroup, sums);
   }
 
-  const RowVectors<T> vectors_;
+  const RowWalk<T> vectors_;
   alignas(64) T counts_[kGroup * kGroup], v_[kGroup * kGroup], products_[kGroup * kGroup], y_[kGroup * kGroup];
 };
 

@@ -1,4 +1,4 @@
-// The thresholds of a panel's vectors, found or being tried, as the loops of lanes.h want them.
+// The thresholds of a panel's vectors, found or being tried, as the loops of sweeps.h want them.
 #pragma once
 
 #include "cpu/projection/panel.h"
@@ -6,9 +6,9 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-// y of one entry, for the rare vector whose threshold or temperature the loops of lanes.h cannot express.
+// y of one entry, for the rare vector whose threshold or temperature the loops of sweeps.h cannot express.
 static inline double project_entry(double x, double p, double d, double tau) {
-  if (p != p) return p;
+  if (is_nan(p)) return p;
   if (p == HUGE_VAL) return x == HUGE_VAL ? d : 0.0;
   if (p == -HUGE_VAL) return x > -HUGE_VAL ? 1.0 : 0.0;
   return clip01(((x - p) - d) / tau);
@@ -19,13 +19,13 @@ template <class T>
 constexpr double kLeastTau = sizeof(T) == 4 ? 0x1p-102 : 16 / double(kLargest<T>);
 static_assert(4 * kBlock <= 0x1p14, "kMostTau allows for as many entries in a block");
 
-// Whether lanes.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
+// Whether sweeps.h can express a vector: a finite threshold, or one of the simple special rows (hypersimplex.h).
 template <class T>
 static inline bool regular(double p, double d, double tau) {
-  return p == p && (p != HUGE_VAL || d == 0) && tau > kLeastTau<T> && tau < kMostTau<T>;
+  return !is_nan(p) && (p != HUGE_VAL || d == 0) && tau > kLeastTau<T> && tau < kMostTau<T>;
 }
 
-// Whether lanes.h can express all of `count` vectors, which false leaves open.
+// Whether sweeps.h can express all of `count` vectors, which false leaves open.
 template <class T>
 static bool all_regular(const double* p, const PerVector& tau, int64_t first, int count) {
   bool all = true;
@@ -37,7 +37,7 @@ static bool all_regular(const double* p, const PerVector& tau, int64_t first, in
 }
 
 // The thresholds p + d and temperatures of a panel's vectors; columns that are padding have an infinite threshold.
-struct alignas(64) Thresholds {
+struct alignas(64) LaneThresholds {
   double p[kMaxLanes], d[kMaxLanes], tau[kMaxLanes];
 
   void set(int column, Pair t) {
@@ -67,7 +67,7 @@ static void set_projection(Lanes<T>& lanes, const Panel& panel, const double* p,
 #pragma omp simd
   for (int c = 0; c < live; ++c) {
     lanes.p[c] = T(p[c]);
-    lanes.d[c] = p[c] - p[c] == 0 ? T(d[c]) : T(0);
+    lanes.d[c] = is_finite(p[c]) ? T(d[c]) : T(0);
     lanes.rate[c] = T(rate);
   }
   for (int c = 0; tau.values && c < live; ++c) lanes.rate[c] = T(1 / temperature[c]);
@@ -80,11 +80,11 @@ static void set_projection(Lanes<T>& lanes, const Panel& panel, const double* p,
 }
 
 template <class T>
-static void set_lanes(Lanes<T>& lanes, const Thresholds& t, int width, int columns) {
+static void set_lanes(Lanes<T>& lanes, const LaneThresholds& t, int width, int columns) {
 #pragma omp simd
   for (int c = 0; c < columns; ++c) {
     double p = t.p[c], tau = t.tau[c];
-    bool finite = p - p == 0;
+    bool finite = is_finite(p);
     double d = finite ? t.d[c] : 0;
     T floor = active_floor<T>({p, d}), ceiling = active_ceiling<T>({p, d}, tau);
     lanes.floor[c] = finite ? floor : T(HUGE_VAL);  // special rows have no active entry
@@ -99,7 +99,7 @@ static void set_lanes(Lanes<T>& lanes, const Thresholds& t, int width, int colum
 // The lanes of vectors that have been solved.
 template <class T>
 static void set_lanes(Lanes<T>& lanes, const Panel& panel, const State& state, const PerVector& tau) {
-  Thresholds t;
+  LaneThresholds t;
   for (int c = 0; c < panel.plan.columns; ++c) {
     int64_t v = panel.vector(c);
     bool live = c < panel.live;

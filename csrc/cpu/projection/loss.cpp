@@ -3,7 +3,7 @@
 // blocks of targets on the way, never a one-hot tensor; ignored samples become entries that take no part.
 #include "cpu/isa_launchers.h"
 #include "cpu/projection/loss_targets.h"
-#include "cpu/projection/solvers/general.h"
+#include "cpu/projection/solvers/column_candidates.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -32,10 +32,10 @@ constexpr double kCancelled = 64;  // how much smaller a sum is than its parts w
     if (!fenchel_young && !weighted) function<false, false>(__VA_ARGS__); \
   } while (false)
 
-// One class of a batch, for what lanes.h cannot express: entry by entry, in double.
+// One class of a batch, for what sweeps.h cannot express: entry by entry, in double.
 template <class In>
 struct IrregularClass {
-  const Samples<In>& samples;
+  const LossBatch<In>& samples;
   const Panel& panel;
   const Operand<const In>& x;
   int column;
@@ -50,7 +50,7 @@ struct IrregularClass {
     if (samples.ignored(panel, column, j)) return {};
     double logit = load(*x.entry(panel.plan.shape, column, j));
     double y = project_entry(logit, p, d, tau), target = samples.target(panel, column, j);
-    return {logit - logit == 0, y > 0 && y < 1, samples.weight(j), y - target, y, target, logit / tau};
+    return {is_finite(logit), y > 0 && y < 1, samples.weight(j), y - target, y, target, logit / tau};
   }
   // Total of the loss; |A| and the mean over A beside it.
   double loss(double& active, double& mean) const {
@@ -68,7 +68,7 @@ struct IrregularClass {
   }
   double gradient(int64_t j, double mean, double gain) const {
     Entry e = entry(j);
-    if (p != p) return p;
+    if (is_nan(p)) return p;
     if (!fenchel_young) return e.active ? gain * (e.s * e.r - mean) : 0;
     double share = e.active ? (p + d) / tau * (e.s - mean) : 0;
     return e.finite ? gain * (e.s * e.r + share) : 0;
@@ -88,7 +88,7 @@ LossArgs collapsed(LossArgs args) {
 
 // The sums of sweep_loss for the squared loss from the tops alone: below them y = 0, and a residual is minus a target.
 template <class In>
-void sum_tops(const Samples<In>& samples, const Panel& panel, const Tail<Compute<In>>& tail,
+void sum_tops(const LossBatch<In>& samples, const Panel& panel, const ColumnCandidates<Compute<In>>& tail,
               const Lanes<Compute<In>>& lanes, const double* k, LaneSums& out) {
   using T = Compute<In>;
   for (int c = 0; c < panel.live; ++c) {
@@ -116,8 +116,9 @@ void forward(const LossArgs& args, void* loss, int threads) {
   const int64_t classes = args.shape.inner;
   const Plan plan = make_plan(args.shape, args.x_strides, kAbreast);
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
+  refuse_forced(plan, false, true);
   LossState state(args.state, classes);
-  Samples<In> samples(args);
+  LossBatch<In> samples(args);
   const bool sparse = !fenchel_young && samples.countable();
   samples.count(state.k);  // class indices: checks them, leaves the class counts in k
   std::unique_ptr<double[]> losses(new double[classes]);
@@ -130,7 +131,7 @@ void forward(const LossArgs& args, void* loss, int threads) {
         return samples.entries(Panel(plan, i), x, step, steps, ignored, buffer);
       };
     };
-    const ScratchArray<Tail<T>> tails(end - begin);
+    const ScratchArray<ColumnCandidates<T>> tails(end - begin);
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
       some_ignored[i] = samples.masses(panel, inner_threads, state.k + panel.vector(0));
@@ -142,14 +143,14 @@ void forward(const LossArgs& args, void* loss, int threads) {
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
       const int64_t first = panel.vector(0);
-      Tail<T>& tail = tails[i - begin];
+      ColumnCandidates<T>& tail = tails[i - begin];
       tail.close(panel, {state.k, 0}, args.tau);
       auto entries = source(i);
       if (tail.length() > 0)
-        solve_tail(panel, tail, {state.k, 0}, args.tau, state.p + first, state.d + first);
+        solve_candidates(panel, tail, {state.k, 0}, args.tau, state.p + first, state.d + first);
       else
-        Scratch<PanelSolver<T, decltype(entries)>>(panel, inner_threads, entries)
-            ->solve({state.k, 0}, args.tau, state.p + first, state.d + first);
+        cpu::note(Scratch<PanelSolver<T, decltype(entries)>>(panel, inner_threads, entries)
+                      ->solve({state.k, 0}, args.tau, state.p + first, state.d + first));
       set_lanes(lanes[i - begin], panel, {state.p, state.d}, args.tau);
     }
 
@@ -176,7 +177,7 @@ void forward(const LossArgs& args, void* loss, int threads) {
       state.active[v] = total.a[c];
       state.mean[v] = total.a[c] > 0 ? total.b[c] / total.a[c] : 0;
       losses[v] = total.c[c] + shift;
-      bool infinite = fenchel_young && p - p != 0 && losses[v] != 0;
+      bool infinite = fenchel_young && !is_finite(p) && losses[v] != 0;
       // A threshold in the middle of a wide gap is far from all logits: nothing may be left of either summand.
       bool cancelled = shift != 0 && std::fabs(losses[v]) < std::fabs(shift) / kCancelled;
       if (!infinite && !cancelled && regular<T>(p, d, tau)) continue;
@@ -203,7 +204,7 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
   const Plan plan = make_plan(args.shape, args.x_strides, kAbreast);
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   const LossState state(args.state, args.shape.inner);
-  const Samples<In> samples(args);
+  const LossBatch<In> samples(args);
   const double upstream = load(*static_cast<const In*>(backward.grad_output)) * *state.scale * (fenchel_young ? 1 : 2);
 
   std::unique_ptr<Lanes<T>[]> lanes(new Lanes<T>[plan.panels]);
@@ -213,7 +214,7 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
     set_lanes(lanes[i], panel, {state.p, state.d}, args.tau);
     for (int c = 0; c < plan.columns; ++c) {
       int64_t v = panel.vector(c);
-      bool live = c < panel.live, finite = live && state.p[v] - state.p[v] == 0;
+      bool live = c < panel.live, finite = live && is_finite(state.p[v]);
       lanes[i].gain[c] = live ? T(gain(v)) : 0;
       lanes[i].mean[c] = live ? T(state.mean[v]) : 0;
       lanes[i].lambda[c] = finite ? T((state.p[v] + state.d[v]) / at(args.tau, v)) : 0;

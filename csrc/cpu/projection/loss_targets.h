@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "cpu/projection/loss_sweeps.h"
 #include "cpu/projection/panel.h"
 #include "cpu/simd/errors.h"
 #include "newton.h"
@@ -12,11 +13,11 @@ namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
 template <class In>
-class Samples {
+class LossBatch {
  public:
   using T = Compute<In>;
 
-  explicit Samples(const LossArgs& args)
+  explicit LossBatch(const LossArgs& args)
       : args_(args),
         n_(args.shape.n1 * args.shape.n2),
         classes_(args.shape.inner),

@@ -1,93 +1,24 @@
-// How vectors in a strided tensor are laid on lanes. A panel holds `columns` vectors and `width` lanes, columns a
-// divisor of width; lane l of step s is entry s * (width / columns) + l / columns of vector l % columns:
-//     long vectors     columns = 1      16 or 64 consecutive entries a step
-//     [n, C], C < 16   columns = C      lcm(C, 16) lanes, whole rows of the matrix, unless these are few
-//     [n, C], C >= 16  columns = width  up to 128 columns side by side
-//     short vectors    columns = width  up to 64 vectors side by side, transposed
-// Where a block of steps lies in memory just so, the loops of lanes.h run on it in place; else (halves, strides, ends,
-// entries left out) it is copied into a small buffer first, padded with an entry that takes no part.
+// How vectors in a strided tensor are laid on lanes, as plan.h plans it. A panel holds `columns` vectors and `width`
+// lanes, columns a divisor of width; lane l of step s is entry s * (width / columns) + l / columns of vector
+// l % columns. With 3 columns a, b, c of 6 entries on 6 lanes, and with one vector a of 12 entries:
+//
+//             lanes                                     lanes
+//     step 0  a0 b0 c0 a1 b1 c1                 step 0  a0 a1 a2 a3  a4  a5
+//     step 1  a2 b2 c2 a3 b3 c3                 step 1  a6 a7 a8 a9 a10 a11
+//     step 2  a4 b4 c4 a5 b5 c5
+//
+// Steps make blocks, whose sums are kept in T; blocks make chunks, where threads may part. Where a block lies in memory
+// just so, the loops of sweeps.h run on it in place; else (halves, strides, ends, entries left out) it is copied into a
+// small buffer first, padded with an entry that takes no part.
 #pragma once
 
-#include "cpu/projection/sweeps.h"
+#include "cpu/projection/plan.h"
 #include "cpu/simd/parallel.h"
 #include "cpu/simd/scratch.h"
 #include "cpu/simd/transpose.h"
-#include "hypersimplex.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
-
-constexpr int kBlock = 4096;                         // entries whose sums are kept in T
-constexpr int kBlocksPerChunk = 4;                   // blocks between two places where threads may part
-constexpr int kAbreast = 8 * kGroup;                 // columns side by side where a matrix is walked row by row
-constexpr int kTeam = 16;                            // panels side by side that one thread takes together
-constexpr int64_t kShort = kBlock / kGroup;          // vectors up to this length go side by side
-constexpr int kRows = 4 * kGroup;                    // how many of them, as far as they make one block
-constexpr int kWide = 4 * kGroup;                    // lanes of a long vector
-constexpr int64_t kLong = 2048;                      // and how long it is; with few steps per lane their ends weigh
-constexpr int64_t kLeastRow = 256, kMostRow = 8192;  // rows that may go in batches
-
-static inline double at(const PerVector& numbers, int64_t v) {
-  return numbers.values ? numbers.values[v] : numbers.value;
-}
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct Plan {
-  Shape shape;
-  int64_t n;         // entries per vector
-  bool lanes_outer;  // vectors side by side differ in o rather than in i
-  int width, columns;
-  int64_t lane_count, panels_per_line, panels;
-  int64_t steps, block_steps, chunk_steps, chunks;
-  int64_t full_steps;  // without the last one where that holds fewer entries than lanes
-
-  int entries_per_step() const { return width / columns; }
-  void set_length(int64_t entries) {
-    n = entries;
-    steps = ceil_div(n, entries_per_step());
-    full_steps = n / entries_per_step();
-    block_steps = kBlock / width;
-    chunk_steps = columns == width ? block_steps : block_steps * kBlocksPerChunk;  // a matrix is walked row by row
-    chunks = ceil_div(steps, chunk_steps);
-  }
-  Plan with_length(int64_t entries) const {
-    Plan plan = *this;
-    plan.set_length(entries);
-    return plan;
-  }
-};
-
-// max_columns: how many columns of a matrix go side by side. 64 of a few thousand rows stay in the nearest cache but
-// one while they are solved.
-static inline Plan make_plan(const Shape& shape, const Strides& strides, int max_columns = 4 * kGroup) {
-  Plan plan;
-  plan.shape = shape;
-  plan.n = shape.n1 * shape.n2;
-  plan.lanes_outer = shape.inner == 1;
-  plan.lane_count = plan.lanes_outer ? shape.outer : shape.inner;
-  int64_t lane_stride = plan.lanes_outer ? strides.outer : strides.inner;
-  bool adjacent = lane_stride == 1 && plan.lane_count > 1;
-  const int64_t abreast = kBlock / (plan.n > 0 ? plan.n : 1) / kGroup * kGroup;  // vectors that make one block
-  if (adjacent && plan.lane_count < kGroup && strides.n2 == plan.lane_count && plan.n > kShort / 2) {
-    plan.columns = int(plan.lane_count);
-    int twos = plan.columns & -plan.columns;
-    plan.width = plan.columns * kGroup / (twos < kGroup ? twos : kGroup);
-  } else if (adjacent && plan.lane_count >= kGroup && strides.n2 != 1) {
-    const int64_t most = plan.n > kShort ? max_columns : smaller(2 * kGroup, abreast);
-    plan.columns = plan.width = int(smaller(most, plan.lane_count / kGroup * kGroup));
-  } else if (plan.n <= kShort && plan.lane_count > 1) {
-    const int64_t padded = ceil_div(plan.lane_count, kGroup) * kGroup;
-    plan.columns = plan.width = int(smaller(smaller(abreast, padded), kRows));
-  } else {
-    plan.columns = 1;
-    plan.width = plan.n < kLong ? kGroup : kWide;
-  }
-  plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
-  plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);
-  plan.set_length(plan.n);
-  return plan;
-}
 
 struct Panel {
   const Plan& plan;
@@ -300,16 +231,6 @@ static void for_each_panel(const Plan& plan, int threads, const Body& body) {
   parallel_for(
       plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); },
       batch > 1 ? batch : 1);
-}
-
-// Whether the vectors are rows whose entries lie side by side, of which kGroup stay near.
-static inline bool in_rows(const Plan& plan, const Strides& strides) {
-  return plan.shape.n1 == 1 && strides.n2 == 1 && plan.n <= kMostRow;
-}
-
-// Whether they are rows that for_each_batch serves.
-static inline bool in_batches(const Plan& plan, const Strides& strides) {
-  return in_rows(plan, strides) && plan.columns == 1 && plan.n >= kLeastRow;
 }
 
 // Runs body(first, live) over all panels, `live` of them from `first` on together: kGroup, or fewer where that leaves

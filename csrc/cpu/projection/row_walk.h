@@ -8,9 +8,9 @@ namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
 template <class T>
-class RowVectors {
+class RowWalk {
  public:
-  explicit RowVectors(int64_t n) : n_(n), full_(n / kGroup * kGroup) {
+  explicit RowWalk(int64_t n) : n_(n), full_(n / kGroup * kGroup) {
     T lanes[kGroup];
     for (int l = 0; l < kGroup; ++l) lanes[l] = T(l);
     for (int i = 0; i < kVectors<T>; ++i)

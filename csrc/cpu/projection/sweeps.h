@@ -16,9 +16,6 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-constexpr int kGroup = 16;
-template <class T>
-constexpr int kVectors = kGroup / kVectorLanes<T>;  // of a group
 constexpr int kRun = 16;  // steps summed in T before they join the sum of the block: entries that are all alike round
                           // alike, and such errors grow with the length of a sum
 
@@ -49,7 +46,7 @@ static inline T clip01(T v) {  // nan -> 0
 }
 template <class V>
 static inline V clipped01(V v) {
-  return lesser(larger(v, V{}), V{} + 1);
+  return min(max(v, V{}), V{} + 1);
 }
 
 // Asks for the entries that a walk over rows comes to next: where rows are far apart, no processor foresees them.
@@ -160,9 +157,9 @@ static void sweep_counts(const T* x, int64_t steps, int64_t stride, int width, c
         for (int i = 0; i < kVectors<T>; ++i) {
           const V v = load_vector(row + i * kVectorLanes<T>);
           const auto is_above = greater(v, floor[i]), is_active = both_greater(is_above, ceiling[i], v);
-          above[i] = counted(is_above, above[i]);
-          active[i] = counted(is_active, active[i]);
-          part[i] = added(is_active, part[i], v - p[i]);
+          above[i] = add_one_where(is_above, above[i]);
+          active[i] = add_one_where(is_active, active[i]);
+          part[i] = add_where(is_active, part[i], v - p[i]);
         }
       }
       join_vectors(part, sum);
@@ -182,7 +179,7 @@ static void sweep_special(const T* x, int64_t steps, int64_t stride, int width, 
     for (int l = 0; l < width; ++l) {
       const T v = x[s * stride + l];
       out.a[l] += v > kLargest<T>;
-      out.b[l] += v == v;
+      out.b[l] += !is_nan(v);
     }
   }
 }
@@ -236,41 +233,6 @@ static void sweep_project(const T* x, int64_t steps, int64_t stride, int width, 
   }
 }
 
-// Of labels other than `ignored`: a = their sum, b = their number, c = how many of them lie outside [0, 1].
-template <class T>
-static void sweep_labels(const T* x, int64_t steps, int64_t stride, int width, T ignored, LaneSums& out) {
-  for (int g = 0; g < width; g += kGroup) {
-    T sum[kGroup] = {}, part[kGroup] = {};
-    Count<T> number[kGroup] = {}, outside[kGroup] = {};
-    const T* row = x + g;
-    for (int64_t n = 0; n < steps;) {
-      for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride) {
-#pragma omp simd
-        for (int l = 0; l < kGroup; ++l) {
-          const bool counts = !(row[l] == ignored);
-          part[l] += masked(counts, row[l]);
-          number[l] += counts;
-          outside[l] += counts & ((row[l] < 0) | (row[l] > 1));
-        }
-      }
-      join(part, sum);
-    }
-    flush(sum, out.a + g);
-    flush(number, out.b + g);
-    flush(outside, out.c + g);
-  }
-}
-
-template <class T>
-static bool contains(const T* x, int64_t steps, int64_t stride, int width, T value) {
-  Count<T> found = 0;
-  for (int64_t n = 0; n < steps; ++n, x += stride) {
-#pragma omp simd reduction(| : found)
-    for (int l = 0; l < width; ++l) found |= x[l] == value;
-  }
-  return found != 0;
-}
-
 // a = |A|, b = sum_A v, and with Products c = sum_A v y, e = sum_A y.
 template <bool Products, class T>
 static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride, int64_t v_stride, int width,
@@ -291,11 +253,11 @@ static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride
         for (int i = 0; i < kVectors<T>; ++i) {
           const V e = load_vector(row + i * kVectorLanes<T>), u = load_vector(tangent + i * kVectorLanes<T>);
           const auto is_active = both_greater(greater(e, floor[i]), ceiling[i], e);
-          active[i] = counted(is_active, active[i]);
-          part[i] = added(is_active, part[i], u);
+          active[i] = add_one_where(is_active, active[i]);
+          part[i] = add_where(is_active, part[i], u);
           if (Products) {
-            const V y = where(is_active, ((e - p[i]) - d[i]) * rate[i]);
-            product[i] += where(is_active, u) * y;
+            const V y = zero_unless(is_active, ((e - p[i]) - d[i]) * rate[i]);
+            product[i] += zero_unless(is_active, u) * y;
             inner[i] += y;
           }
         }
@@ -329,87 +291,7 @@ static void sweep_jvp_write(const T* x, const T* v, int64_t steps, int64_t strid
         const int l = i * kVectorLanes<T>;
         const V e = load_vector(row + l);
         const auto is_active = both_greater(greater(e, floor[i]), ceiling[i], e);
-        store_vector<T>(where(is_active, (load_vector(tangent + l) - mean[i]) * rate[i]), result + l);
-      }
-    }
-  }
-}
-
-// The loss terms of one entry: r = y - target, s the sample weight (1 where Weighted is false).
-// a = |A|, b = sum_A s r (squared) or sum_A s (Fenchel-Young), c = sum of s times
-//     squared:        r^2
-//     Fenchel-Young:  r (u - (y + target) / 2),  u = (x - t) / tau;   and e = sum s r
-// so that sum (z - target)^2 / 2 - (z - y)^2 / 2 = c + (t / tau) e.  An entry with r = 0 adds nothing, be u infinite.
-template <bool FenchelYoung, bool Weighted, class T>
-static void sweep_loss(const T* x, const T* target, const T* weight, int64_t steps, int64_t stride,
-                       int64_t target_stride, int width, const Lanes<T>& lanes, LaneSums& out) {
-  for (int g = 0; g < width; g += kGroup) {
-    T mean[kGroup] = {}, loss[kGroup] = {}, balance[kGroup] = {};
-    T floor[kGroup], ceiling[kGroup], p[kGroup], d[kGroup], rate[kGroup];
-    Count<T> active[kGroup] = {};
-#pragma omp simd
-    for (int l = 0; l < kGroup; ++l) {
-      floor[l] = lanes.floor[g + l];
-      ceiling[l] = lanes.ceiling[g + l];
-      p[l] = lanes.p[g + l];
-      d[l] = lanes.d[g + l];
-      rate[l] = lanes.rate[g + l];
-    }
-    const T *row = x + g, *label = target + g, *importance = weight + g;
-    T mean_part[kGroup] = {}, loss_part[kGroup] = {}, balance_part[kGroup] = {};
-    for (int64_t n = 0; n < steps;) {
-      for (const int64_t end = run_end(n, steps); n < end;
-           ++n, row += stride, label += target_stride, importance += Weighted ? width : 0) {
-        prefetch(row, stride);
-#pragma omp simd
-        for (int l = 0; l < kGroup; ++l) {
-          bool is_active = (row[l] > floor[l]) & (row[l] < ceiling[l]);
-          T u = ((row[l] - p[l]) - d[l]) * rate[l];
-          T y = clip01(u), r = y - label[l];
-          T s = Weighted ? importance[l] : T(1);
-          T sr = s * r;
-          active[l] += is_active;
-          mean_part[l] += masked(is_active, FenchelYoung ? s : sr);
-          if (FenchelYoung) {
-            loss_part[l] += masked(r != 0, sr * (u - T(0.5) * (y + label[l])));
-            balance_part[l] += sr;
-          } else {
-            loss_part[l] += sr * r;
-          }
-        }
-      }
-      join(mean_part, mean);
-      join(loss_part, loss);
-      if (FenchelYoung) join(balance_part, balance);
-    }
-    flush(active, out.a + g);
-    flush(mean, out.b + g);
-    flush(loss, out.c + g);
-    if (FenchelYoung) flush(balance, out.e + g);
-  }
-}
-
-// out = gain * { squared: 1_A (s r - mean);  Fenchel-Young: s r + 1_A lambda (s - mean), 0 where x is infinite }
-template <bool FenchelYoung, bool Weighted, class T>
-static void sweep_loss_gradient(const T* x, const T* target, const T* weight, int64_t steps, int64_t stride,
-                                int64_t target_stride, int width, const Lanes<T>& lanes, T* out, int64_t out_stride) {
-  for (int64_t n = 0; n < steps; ++n) {  // row by row: nothing is kept from one row to the next
-    const T *row = x + n * stride, *label = target + n * target_stride,
-            *importance = weight + (Weighted ? n * width : 0);
-    T* result = out + n * out_stride;
-    for (int l = 0; l < width; l += kGroup) prefetch(row + l, stride);
-#pragma omp simd
-    for (int l = 0; l < width; ++l) {
-      bool is_active = (row[l] > lanes.floor[l]) & (row[l] < lanes.ceiling[l]);
-      T y = clip01(((row[l] - lanes.p[l]) - lanes.d[l]) * lanes.rate[l]);
-      T s = Weighted ? importance[l] : T(1);
-      T sr = s * (y - label[l]);
-      if (FenchelYoung) {
-        bool finite = (row[l] <= kLargest<T>)&(row[l] >= -kLargest<T>);
-        T share = masked(Weighted & is_active, lanes.lambda[l] * (s - lanes.mean[l]));
-        result[l] = masked(finite, lanes.gain[l] * (sr + share));
-      } else {
-        result[l] = masked(is_active, lanes.gain[l] * (sr - lanes.mean[l]));
+        store_vector<T>(zero_unless(is_active, (load_vector(tangent + l) - mean[i]) * rate[i]), result + l);
       }
     }
   }

@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "cpu/isa_launchers.h"
-#include "cpu/projection/solvers/general.h"
+#include "cpu/projection/solve_panel.h"
 #include "cpu/projection/solvers/row_candidates.h"
 #include "cpu/projection/solvers/single_row.h"
 
@@ -10,7 +10,7 @@ namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 namespace {
 
-// Vectors that lanes.h cannot express, entry by entry.
+// Vectors that sweeps.h cannot express, entry by entry.
 template <class In>
 void project_irregular(const Panel& panel, const Operand<const In>& x, const Operand<In>& y, int column, double p,
                        double d, double tau) {
@@ -50,10 +50,11 @@ void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, cons
       mass[r] = at(args.k, first + r);
       tau[r] = at(args.tau, first + r);
     }
-    Scratch<TopRows<T>>()->solve(x, plan.n, live, mass, tau, p, d, solved);
-    RowSearch<T> search(plan.n);
+    Scratch<RowCandidates<T>>()->solve(x, plan.n, live, mass, tau, p, d, solved);
+    SingleRow<T> search(plan.n);
+    const bool one_by_one = cpu::is_wanted(cpu::Solver::kSingleRow, true);
     for (int r = 0; r < live; ++r) {
-      if (!solved[r]) solved[r] = search.solve(x[r], mass[r], tau[r], p + r, d + r);
+      if (!solved[r] && one_by_one) solved[r] = search.solve(x[r], mass[r], tau[r], p + r, d + r);
       const Panel panel(plan, first + r);
       if (!solved[r])
         project_panel(panel, 1);
@@ -76,14 +77,15 @@ void project(const ThresholdArgs& args, int threads) {
     const Roots roots(args.state, panel.vector(0));
     double *const p = roots.p, *d = roots.d;
     if (!args.y) {
-      solver->solve(args.k, args.tau, p, d);
+      cpu::note(solver->solve(args.k, args.tau, p, d));
       return;
     }
     Operand<In> y(static_cast<In*>(args.y), args.y_strides, panel);
-    solver->solve(args.k, args.tau, p, d, [&](int64_t step, int64_t steps) { clear(panel, y, step, steps); });
+    cpu::note(
+        solver->solve(args.k, args.tau, p, d, [&](int64_t step, int64_t steps) { clear(panel, y, step, steps); }));
     Lanes<T>& lanes = solver->lanes();
     set_projection(lanes, panel, p, d, args.tau);
-    if (const Undecided<T>* tops = solver->tops()) {
+    if (const Candidates<T>* tops = solver->tops()) {
       tops->for_each([&](int64_t j, T e) {
         const T value = clip01(((e - lanes.p[0]) - lanes.d[0]) * lanes.rate[0]);
         if (value > 0) store(value, *y.entry(plan.shape, 0, j));
@@ -104,9 +106,11 @@ void project(const ThresholdArgs& args, int threads) {
       if (!regular<T>(p[c], d[c], tau)) project_irregular(panel, x, y, c, p[c], d[c], tau);
     }
   };
+  const bool rows =
+      std::is_same_v<In, T> && can_use_rows(plan, args.x_strides) && (!args.y || can_use_rows(plan, args.y_strides));
+  refuse_forced(plan, rows, false);
   if constexpr (std::is_same_v<In, T>) {
-    if (in_batches(plan, args.x_strides) && (!args.y || in_batches(plan, args.y_strides)))
-      return project_rows<T>(args, plan, threads, project_panel);
+    if (rows && wants_rows(plan, args.x_strides)) return project_rows<T>(args, plan, threads, project_panel);
   }
   for_each_panel(plan, threads, project_panel);
 }

@@ -18,6 +18,8 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
+constexpr int kGroup = 16;  // lanes that loops take together, whatever a vector holds: so no result depends on that
+
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
@@ -40,6 +42,8 @@ using Counts = Vector<Count<T>>;
 
 template <class T>
 constexpr int kVectorLanes = kVectorBytes / int(sizeof(T));
+template <class T>
+constexpr int kVectors = kGroup / kVectorLanes<T>;  // of a group
 
 template <class T>
 static inline Vector<T> load_vector(const T* from) {
@@ -60,8 +64,12 @@ using DoubleMask = __mmask8;
 static inline FloatMask greater(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline DoubleMask greater(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
 // Whether a is above b or not a number.
-static inline FloatMask beyond(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
-static inline DoubleMask beyond(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_NLE_UQ); }
+static inline FloatMask greater_or_nan(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ);
+}
+static inline DoubleMask greater_or_nan(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask(a, b, _CMP_NLE_UQ);
+}
 static inline FloatMask equal(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static inline DoubleMask equal(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 static inline FloatMask equal(Counts<float> a, Counts<float> b) {
@@ -82,34 +90,34 @@ static inline FloatMask both_greater(FloatMask m, Vector<float> a, Vector<float>
 static inline DoubleMask both_greater(DoubleMask m, Vector<double> a, Vector<double> b) {
   return _mm512_mask_cmp_pd_mask(m, a, b, _CMP_GT_OQ);
 }
-static inline FloatMask without(FloatMask a, FloatMask b) { return _kandn_mask16(b, a); }
-static inline DoubleMask without(DoubleMask a, DoubleMask b) { return _kandn_mask8(b, a); }
+static inline FloatMask and_not(FloatMask a, FloatMask b) { return _kandn_mask16(b, a); }
+static inline DoubleMask and_not(DoubleMask a, DoubleMask b) { return _kandn_mask8(b, a); }
 static inline bool any(FloatMask m) { return m != 0; }
 static inline bool any(DoubleMask m) { return m != 0; }
-static inline Counts<float> counted(FloatMask m, Counts<float> c) {
+static inline Counts<float> add_one_where(FloatMask m, Counts<float> c) {
   return Counts<float>(_mm512_mask_add_epi32(__m512i(c), m, __m512i(c), _mm512_set1_epi32(1)));
 }
-static inline Counts<double> counted(DoubleMask m, Counts<double> c) {
+static inline Counts<double> add_one_where(DoubleMask m, Counts<double> c) {
   return Counts<double>(_mm512_mask_add_epi64(__m512i(c), m, __m512i(c), _mm512_set1_epi64(1)));
 }
-static inline Vector<float> added(FloatMask m, Vector<float> sum, Vector<float> v) {
+static inline Vector<float> add_where(FloatMask m, Vector<float> sum, Vector<float> v) {
   return _mm512_mask_add_ps(sum, m, sum, v);
 }
-static inline Vector<double> added(DoubleMask m, Vector<double> sum, Vector<double> v) {
+static inline Vector<double> add_where(DoubleMask m, Vector<double> sum, Vector<double> v) {
   return _mm512_mask_add_pd(sum, m, sum, v);
 }
-static inline Vector<float> where(FloatMask m, Vector<float> v) { return _mm512_maskz_mov_ps(m, v); }
-static inline Vector<double> where(DoubleMask m, Vector<double> v) { return _mm512_maskz_mov_pd(m, v); }
-static inline Vector<float> either(FloatMask m, Vector<float> v, Vector<float> w) {
+static inline Vector<float> zero_unless(FloatMask m, Vector<float> v) { return _mm512_maskz_mov_ps(m, v); }
+static inline Vector<double> zero_unless(DoubleMask m, Vector<double> v) { return _mm512_maskz_mov_pd(m, v); }
+static inline Vector<float> select(FloatMask m, Vector<float> v, Vector<float> w) {
   return _mm512_mask_blend_ps(m, w, v);
 }
-static inline Vector<double> either(DoubleMask m, Vector<double> v, Vector<double> w) {
+static inline Vector<double> select(DoubleMask m, Vector<double> v, Vector<double> w) {
   return _mm512_mask_blend_pd(m, w, v);
 }
-static inline Counts<float> either(FloatMask m, Counts<float> v, Counts<float> w) {
+static inline Counts<float> select(FloatMask m, Counts<float> v, Counts<float> w) {
   return Counts<float>(_mm512_mask_blend_epi32(m, __m512i(w), __m512i(v)));
 }
-static inline Counts<double> either(DoubleMask m, Counts<double> v, Counts<double> w) {
+static inline Counts<double> select(DoubleMask m, Counts<double> v, Counts<double> w) {
   return Counts<double>(_mm512_mask_blend_epi64(m, __m512i(w), __m512i(v)));
 }
 
@@ -118,24 +126,24 @@ static inline unsigned bits(FloatMask m) { return m; }
 static inline unsigned bits(DoubleMask m) { return m; }
 
 // Appends the entries where m holds; how many they are. Writes as far as a whole vector.
-static inline int append(FloatMask m, Vector<float> v, float* to) {
+static inline int compress_store(FloatMask m, Vector<float> v, float* to) {
   store_vector<float>(_mm512_maskz_compress_ps(m, v), to);
   return __builtin_popcount(m);
 }
-static inline int append(DoubleMask m, Vector<double> v, double* to) {
+static inline int compress_store(DoubleMask m, Vector<double> v, double* to) {
   store_vector<double>(_mm512_maskz_compress_pd(m, v), to);
   return __builtin_popcount(m);
 }
 
 // Appends first + l for every lane l of the mask, likewise.
-static inline int append_places(FloatMask m, int32_t first, int32_t* to) {
+static inline int compress_store_places(FloatMask m, int32_t first, int32_t* to) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i places = _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lanes, _mm512_set1_epi32(first)));
   memcpy(to, &places, sizeof places);
   return __builtin_popcount(m);
 }
-static inline int append_places(DoubleMask m, int32_t first, int32_t* to) {
-  return append_places(FloatMask(m), first, to);
+static inline int compress_store_places(DoubleMask m, int32_t first, int32_t* to) {
+  return compress_store_places(FloatMask(m), first, to);
 }
 
 // Four chunks of 16 bytes that lie `pitch` entries apart.
@@ -154,7 +162,7 @@ static inline auto greater(V a, V b) {
   return a > b;
 }
 template <class V>
-static inline auto beyond(V a, V b) {
+static inline auto greater_or_nan(V a, V b) {
   return ~(a <= b);
 }
 template <class V>
@@ -166,7 +174,7 @@ static inline M both_greater(M m, V a, V b) {
   return m & (a > b);
 }
 template <class M>
-static inline M without(M a, M b) {
+static inline M and_not(M a, M b) {
   return a & ~b;
 }
 template <class M>
@@ -177,19 +185,19 @@ static inline bool any(M m) {
   return found != 0;
 }
 template <class M>
-static inline M counted(M m, M c) {
+static inline M add_one_where(M m, M c) {
   return c - m;
 }
 template <class M, class V>
-static inline V where(M m, V v) {
+static inline V zero_unless(M m, V v) {
   return V(m & M(v));
 }
 template <class M, class V>
-static inline V added(M m, V sum, V v) {
-  return sum + where(m, v);
+static inline V add_where(M m, V sum, V v) {
+  return sum + zero_unless(m, v);
 }
 template <class M, class V>
-static inline V either(M m, V v, V w) {
+static inline V select(M m, V v, V w) {
   return m ? v : w;
 }
 // A bit per lane of a mask.
@@ -210,13 +218,13 @@ static inline unsigned bits(M m) {
 static inline __m256i kept_parts(uint64_t ones, uint64_t filled) {
   return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(_pext_u64(0x0706050403020100u, ones * filled))));
 }
-static inline int append(Counts<float> m, Vector<float> v, float* to) {
+static inline int compress_store(Counts<float> m, Vector<float> v, float* to) {
   const unsigned kept = bits(m);
   const __m256i parts = kept_parts(_pdep_u64(kept, 0x0101010101010101u), 0xff);
   store_vector<float>(_mm256_permutevar8x32_ps(v, parts), to);
   return __builtin_popcount(kept);
 }
-static inline int append(Counts<double> m, Vector<double> v, double* to) {
+static inline int compress_store(Counts<double> m, Vector<double> v, double* to) {
   const unsigned kept = bits(m);
   const __m256i parts = kept_parts(_pdep_u64(kept, 0x0001000100010001u), 0xffff);
   store_vector<double>(Vector<double>(_mm256_permutevar8x32_epi32(__m256i(v), parts)), to);
@@ -224,34 +232,34 @@ static inline int append(Counts<double> m, Vector<double> v, double* to) {
 }
 #else
 template <class M, class V, class T>
-static inline int append(M m, V v, T* to) {
+static inline int compress_store(M m, V v, T* to) {
   int count = 0;
   for (unsigned kept = bits(m); kept != 0; kept &= kept - 1) to[count++] = v[__builtin_ctz(kept)];
   return count;
 }
 #endif
 template <class M>
-static inline int append_places(M m, int32_t first, int32_t* to) {
+static inline int compress_store_places(M m, int32_t first, int32_t* to) {
   int count = 0;
   for (unsigned kept = bits(m); kept != 0; kept &= kept - 1) to[count++] = first + __builtin_ctz(kept);
   return count;
 }
 #endif
 template <class V>
-static inline V lesser(V a, V b) {
+static inline V min(V a, V b) {
   return a < b ? a : b;
 }
 template <class V>
-static inline V larger(V a, V b) {
+static inline V max(V a, V b) {
   return a > b ? a : b;
 }
 
 // A bit for each lane whose x is beyond its floor.
 template <int kLanes, class T>
-static inline unsigned lanes_beyond(const T* x, const T* floor) {
+static inline unsigned bits_greater_or_nan(const T* x, const T* floor) {
   unsigned lanes = 0;
   for (int l = 0; l < kLanes; l += kVectorLanes<T>)
-    lanes |= bits(beyond(load_vector(x + l), load_vector(floor + l))) << l;
+    lanes |= bits(greater_or_nan(load_vector(x + l), load_vector(floor + l))) << l;
   return lanes;
 }
 

@@ -1,6 +1,7 @@
 // csrc/bindings.cpp also binds the CPU half of the native interface, which the emulator's module does not carry.
 #include <stdexcept>
 
+#include "cpu/projection/solvers/solver.h"
 #include "hypersimplex.h"
 
 namespace hypersimplex {
@@ -18,6 +19,8 @@ void sort(const SortArgs&, int) { absent(); }
 void isotonic(const IsotonicArgs&, int) { absent(); }
 void block_product(const BlockProductArgs&, int) { absent(); }
 const char* vector_extension() { return "none"; }
+void force_solver(const std::string&) { absent(); }
+std::vector<std::string> take_solvers() { absent(); }
 
 }  // namespace cpu
 }  // namespace hypersimplex

@@ -3,7 +3,7 @@
 // and where they have more than mass k, the threshold lies among them: the solver then works on these few alone.
 #pragma once
 
-#include "cpu/projection/panel.h"
+#include "cpu/projection/solve_panel.h"
 #include "cpu/simd/aligned.h"
 
 namespace hypersimplex {
@@ -12,19 +12,17 @@ namespace HYPERSIMPLEX_ISA {
 // The tops of a panel's columns side by side, [length, width], padded with -inf. To be made in three steps: open(),
 // collect() with every chunk in turn, close(); length() stays 0 where the tops could not be had.
 template <class T>
-class Tail {
+class ColumnCandidates {
  public:
-  static constexpr int64_t kSample = 256, kLeast = 4 * kSample;  // rows
-  static constexpr double kSmall = 1.0 / 128;                    // the largest k / n that is worth a try
-
   template <class Entries>
   void open(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
     const Plan& plan = panel.plan;
-    if (plan.columns != plan.width || plan.n < kLeast || plan.n > INT32_MAX) return;
+    if (!wants_column_candidates(plan)) return;
     for (int c = 0; c < panel.live; ++c) {
       double mass = at(k, panel.vector(c)), temperature = at(tau, panel.vector(c));
-      if (!(mass >= 0 && mass <= kSmall * double(plan.n) && is_temperature(temperature))) return;
+      if (!(mass >= 0 && mass <= kSmallColumnShare * double(plan.n) && is_temperature(temperature))) return;
     }
+    cpu::note(cpu::Solver::kColumnCandidates);
     open_ = bound(panel, entries, k, tau);
     if (!open_) return;
     width_ = plan.width;
@@ -65,9 +63,9 @@ class Tail {
   bool bound(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
     const Plan& plan = panel.plan;
     alignas(64) T buffer[kMaxLanes], origin[kMaxLanes], sum[kMaxLanes] = {}, squares[kMaxLanes] = {};
-    for (int64_t i = 0; i < kSample; ++i) {
-      const T* row = entries(i * (plan.n / kSample), 1, buffer).at;
-      for (int l = 0; i == 0 && l < plan.width; ++l) origin[l] = row[l] - row[l] == 0 ? row[l] : T(0);
+    for (int64_t i = 0; i < kColumnSample; ++i) {
+      const T* row = entries(i * (plan.n / kColumnSample), 1, buffer).at;
+      for (int l = 0; i == 0 && l < plan.width; ++l) origin[l] = is_finite(row[l]) ? row[l] : T(0);
 #pragma omp simd
       for (int l = 0; l < plan.width; ++l) {
         bool finite = (row[l] <= kLargest<T>)&(row[l] >= -kLargest<T>);
@@ -82,9 +80,9 @@ class Tail {
       double q = (4 * at(k, panel.vector(c)) + 8) / double(plan.n);
       if (q != last_q) z = normal_quantile(1 - q);
       last_q = q;
-      double mean = sum[c] / kSample, variance = squares[c] / kSample - mean * mean;
+      double mean = sum[c] / kColumnSample, variance = squares[c] / kColumnSample - mean * mean;
       floor_[c] = T(double(origin[c]) + moment_guess(mean, variance > 0 ? variance : 0, at(tau, panel.vector(c)), z));
-      if (floor_[c] - floor_[c] != 0) return false;
+      if (!is_finite(floor_[c])) return false;
     }
     return true;
   }
@@ -103,7 +101,7 @@ class Tail {
       for (int g = 0; g < width_; g += kGroup) {
         const T *row = x.at + s * x.stride + g, *floor = floor_ + g;
         prefetch(row, x.stride);
-        const unsigned lanes = lanes_beyond<kGroup>(row, floor);
+        const unsigned lanes = bits_greater_or_nan<kGroup>(row, floor);
         hits[found] = {row, step + s, g, lanes};
         found += lanes != 0;
       }
@@ -139,6 +137,15 @@ class Tail {
   int64_t count_[kMaxLanes];
   alignas(64) T floor_[kMaxLanes];
 };
+
+// The panel's thresholds from the candidates of its columns.
+template <class T>
+static void solve_candidates(const Panel& panel, const ColumnCandidates<T>& candidates, const PerVector& k,
+                             const PerVector& tau, double* p, double* d) {
+  const Plan plan = panel.plan.with_length(candidates.length());
+  const Panel shorter(plan, panel.index);
+  Scratch<PanelSolver<T, ColumnCandidates<T>>>(shorter, 1, candidates)->solve(k, tau, p, d);
+}
 
 }  // namespace HYPERSIMPLEX_ISA
 }  // namespace hypersimplex

@@ -1,49 +1,20 @@
-// Long vectors. A sample's thresholds for a little more and a little less mass bracket the root: then the part in f of
-// most entries is known before the root is, and one sweep adds these parts up and packs the few entries that are left
-// into a list, on which the search goes on. Where the mass is small the list holds all of the vector that is not zero.
+// Long vectors: a sample tells between which thresholds the root lies, one pass lists the few entries that these leave
+// undecided.
 #pragma once
 
 #include <memory>
 #include <utility>
 
-#include "cpu/projection/panel.h"
+#include "cpu/projection/solvers/bracket.h"
+#include "cpu/projection/solvers/general.h"
 #include "cpu/simd/aligned.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-// What an entry says of itself while the root lies between two thresholds: at or below `floor` it is zero, between the
-// inner bounds it is active, at or above `ceiling` it is one; else it is undecided.
-template <class T>
-struct Bracket {
-  Pair lo, hi;
-  T floor, inner_floor, inner_ceiling, ceiling;
-
-  Bracket(Pair lo, Pair hi, double tau)
-      : lo(lo),
-        hi(hi),
-        floor(active_floor<T>(lo)),
-        inner_floor(active_floor<T>(hi)),
-        inner_ceiling(active_ceiling<T>(lo, tau)),
-        ceiling(active_ceiling<T>(hi, tau)) {}
-  bool open() const { return hi.d == HUGE_VAL; }  // no upper end: whatever is not zero is undecided
-};
-
-// Sums over the entries that a bracket decides.
-struct Decided {
-  double ones = 0, active = 0;  // how many are one, how many active
-  double sum = 0;               // the active ones' sum of x - lo.p
-
-  void add(const Decided& next) {
-    ones += next.ones;
-    active += next.active;
-    sum += next.sum;
-  }
-};
-
 // What a bracket makes of a vector's entries: sums over those that are decided, a list of the others.
 template <class T>
-class Undecided {
+class Candidates {
  public:
   Decided decided;
 
@@ -52,10 +23,10 @@ class Undecided {
   template <class Entries, class Visit>
   bool take(const Plan& plan, int threads, const Bracket<T>& bracket, int64_t expected, int64_t most,
             const Entries& entries, const Visit& visit) {
-    const std::unique_ptr<Undecided[]> parts(new Undecided[threads]);
+    const std::unique_ptr<Candidates[]> parts(new Candidates[threads]);
     const std::unique_ptr<Decided[]> sums(new Decided[plan.chunks]);  // added in order, whoever computed them
     walk_parts(plan.chunks, threads, Walk::kForwards, [&](int64_t chunk, int64_t part) {
-      Undecided& out = parts[part];
+      Candidates& out = parts[part];
       if (out.count_ > most) return;
       if (out.capacity_ == 0) out.reserve(expected / threads + kBlock, bracket.open());
       out.decided = {};
@@ -99,7 +70,7 @@ class Undecided {
   View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * kWide, kWide}; }
 
  private:
-  void append_list(const Undecided& next) {
+  void append_list(const Candidates& next) {
     if (next.count_ == 0) return;
     reserve(next.count_, next.places_ != nullptr);
     memcpy(list_ + count_, next.list_, next.count_ * sizeof(T));
@@ -122,10 +93,10 @@ class Undecided {
           const V v = load_vector(x + j + i * kVectorLanes<T>);
           const auto is_active = both_greater(greater(v, inner_floor), inner_ceiling, v),
                      is_one = greater(v, below_one);
-          are_active[i] = counted(is_active, are_active[i]);
-          are_one[i] = counted(is_one, are_one[i]);
-          part[i] = added(is_active, part[i], v - p);
-          to += append(beyond(v, floor) & ~(is_active | is_one), v, to);
+          are_active[i] = add_one_where(is_active, are_active[i]);
+          are_one[i] = add_one_where(is_one, are_one[i]);
+          part[i] = add_where(is_active, part[i], v - p);
+          to += compress_store(greater_or_nan(v, floor) & ~(is_active | is_one), v, to);
         }
       }
       join_vectors(part, sums);
@@ -145,7 +116,7 @@ class Undecided {
     for (int l = 0; l < kGroup; ++l) floors[l] = floor;
     int found = 0;
     for (int64_t j = 0; j < entries; j += kGroup) {
-      const unsigned lanes = lanes_beyond<kGroup>(x + j, floors);
+      const unsigned lanes = bits_greater_or_nan<kGroup>(x + j, floors);
       hits[found] = {j, lanes};
       found += lanes != 0;
     }
@@ -167,7 +138,7 @@ class Undecided {
     for (int l = 0; l < kGroup; ++l) sum += sums[l];
   }
 
-  // Room for `more` entries, and for the vector that append() writes behind them.
+  // Room for `more` entries, and for the vector that compress_store() writes behind them.
   void reserve(int64_t more, bool with_places) {
     const int64_t least = count_ + more + kVectorLanes<T>;
     if (least > capacity_) {
@@ -216,7 +187,7 @@ class Sample {
   int64_t size() const { return size_; }
   // How many a bracket leaves undecided.
   int64_t undecided(const Bracket<T>& bracket) const {
-    Undecided<T> trial;
+    Candidates<T> trial;
     for (int64_t j = 0; j < size_; j += kBlock) trial.add(list_ + j, j, smaller(kBlock, size_ - j), bracket);
     return trial.count();
   }
@@ -225,6 +196,76 @@ class Sample {
  private:
   const int64_t size_;
   const Aligned<T> list_;
+};
+
+template <class T, class Entries>
+class PanelSolver;  // solve_panel.h: sample and candidates are panels too
+
+// Solves one vector from a sample: its root for a little more than the mass and for a little less bracket the vector's.
+// One pass then sorts the entries into those that the bracket decides, of which sums are kept, and the candidates,
+// among which the search goes on. Where the mass is small there is no upper end: whatever is not zero is a candidate.
+//
+//     sample      n^(2/3) entries      ->  lo, hi
+//     pass        x <= lo              ->  zero
+//                 between the inner    ->  active: counted and summed
+//                 x >= hi + tau        ->  one: counted
+//                 else                 ->  candidates, at most n / 8
+//     general     candidates and sums  ->  p, d
+template <class T>
+class LongVector {
+ public:
+  // Of the vector of a panel, of which entries(step, steps, buffer) gives a block; false where the sample does not
+  // help. Where tops() are found, visit(step, steps) has seen every block.
+  template <class Entries, class Visit>
+  bool solve(const Panel& panel, int threads, const Entries& entries, double mass, double tau, const Visit& visit,
+             double* p, double* d) {
+    const Plan& plan = panel.plan;
+    if (!wants_long_vectors(plan, true) || !(mass > 0 && mass < double(plan.n) && regular<T>(0, 0, tau))) return false;
+    const double size = double(Sample<T>::size_of(plan.n)), share = size * (mass / double(plan.n));
+    const double slack = kDeviations * sqrt(share * (1 - share / size)) + 3;
+    const bool few = share <= slack;
+    if (!wants_long_vectors(plan, few) || share + slack >= size) return false;
+    tried_ = true;
+    const Sample<T> sample(plan, entries);
+    const Pair lo = root(panel, sample, share + slack, tau);
+    const Pair hi = few ? Pair{lo.p, HUGE_VAL} : root(panel, sample, share - slack, tau);
+    if (!(is_finite(lo.p) && difference(hi, lo) > 0)) return false;
+
+    const Bracket<T> bracket(lo, hi, tau);
+    const int64_t undecided = sample.undecided(bracket);
+    if (kMostUndecided * undecided > sample.size()) return false;
+    auto told = [&](int64_t step, int64_t steps) {
+      if (few) visit(step, steps);
+    };
+    const int64_t expected = int64_t(1.25 / size * double(undecided) * double(plan.n));
+    if (!candidates_.take(plan, threads, bracket, expected, plan.n / kMostUndecided, entries, told)) return false;
+    candidates_.pad();
+    const Plan shorter = plan.with_length(candidates_.length());
+    const Panel rest(shorter, panel.index);
+    const Scratch<PanelSolver<T, Candidates<T>>> solver(rest, 1, candidates_);
+    if (!few)
+      return solver->general().solve_between(bracket, candidates_.decided, candidates_.count(), mass, tau, p, d);
+    tops_ = solver->general().mass_above(lo, tau) > mass;
+    if (tops_) solver->solve({nullptr, mass}, {nullptr, tau}, p, d);
+    return tops_;
+  }
+  bool tried() const { return tried_; }
+
+  // All entries that are not zero and some more, where they are few; or null.
+  const Candidates<T>* tops() const { return tops_ ? &candidates_ : nullptr; }
+
+ private:
+  // The threshold at which the sample has this mass.
+  static Pair root(const Panel& panel, const Sample<T>& sample, double mass, double tau) {
+    const Plan plan = panel.plan.with_length(sample.size());
+    const Panel shorter(plan, panel.index);
+    Pair t;
+    Scratch<PanelSolver<T, Sample<T>>>(shorter, 1, sample)->solve({nullptr, mass}, {nullptr, tau}, &t.p, &t.d);
+    return t;
+  }
+
+  Candidates<T> candidates_;
+  bool tried_ = false, tops_ = false;
 };
 
 }  // namespace HYPERSIMPLEX_ISA

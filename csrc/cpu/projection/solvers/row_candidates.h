@@ -1,10 +1,9 @@
 // Rows of small mass, kGroup of them at once: only the entries near a row's top can be active or one. A row is cut into
-// kMaxima lanes; the lanes' maxima are some of its entries, so the threshold that gives them the mass k lies at or
+// kRowMaxima lanes; the lanes' maxima are some of its entries, so the threshold that gives them the mass k lies at or
 // below the row's own. One sweep collects the entries above it, and where they have more than mass k, the threshold is
 // theirs.
 #pragma once
 
-#include "cpu/projection/solvers/general.h"
 #include "cpu/projection/solvers/short_vectors.h"
 #include "cpu/simd/transpose.h"
 
@@ -12,22 +11,23 @@ namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
 template <class T>
-class TopRows {
+class RowCandidates {
  public:
   // Row r of `live` begins at x[r]. Sets p, d of the rows that are solved.
   void solve(const T* const* x, int64_t n, int live, const double* mass, const double* tau, double* p, double* d,
              bool* solved) {
     int searched = 0;
     for (int r = 0; r < kGroup; ++r) {
-      const bool small = r < live && mass[r] > 0 && mass[r] <= kMaxima / 3 && mass[r] * 64 <= double(n);
-      tops_[r] = small && regular<T>(0, 0, tau[r]) ? kSearched : kLeft;
+      const bool wanted = r < live && wants_row_candidates(mass[r], n) && regular<T>(0, 0, tau[r]);
+      tops_[r] = wanted ? kSearched : kLeft;
       mass_[r] = tops_[r] == kSearched ? mass[r] : 0;
       tau_[r] = tops_[r] == kSearched ? tau[r] : 1;
       searched += tops_[r] == kSearched;
       solved[r] = false;
     }
     if (searched == 0) return;
-    for (int r = 0; r < live; ++r) sweep_maxima(x[r], n, lists_ + r * kMaxima);
+    cpu::note(cpu::Solver::kRowCandidates);
+    for (int r = 0; r < live; ++r) sweep_maxima(x[r], n, lists_ + r * kRowMaxima);
     find_floors(solved);
     int64_t length = 1;
     for (int r = 0; r < kGroup; ++r) {
@@ -49,54 +49,54 @@ class TopRows {
   }
 
  private:
-  static constexpr int kMostTops = 128, kMaxima = 64, kList = kMostTops + kMaxima + kGroup;
+  static constexpr int kList = kMostRowCandidates + kRowMaxima + kGroup;
   static constexpr int64_t kLeft = -1, kSearched = 0;
 
   static void sweep_maxima(const T* x, int64_t n, T* maxima) {
-    T most[kMaxima];
-    for (int l = 0; l < kMaxima; ++l) most[l] = x[l];
-    for (int64_t j = kMaxima; j + kMaxima <= n; j += kMaxima) {
+    T most[kRowMaxima];
+    for (int l = 0; l < kRowMaxima; ++l) most[l] = x[l];
+    for (int64_t j = kRowMaxima; j + kRowMaxima <= n; j += kRowMaxima) {
 #pragma omp simd
-      for (int l = 0; l < kMaxima; ++l) most[l] = x[j + l] > most[l] ? x[j + l] : most[l];
+      for (int l = 0; l < kRowMaxima; ++l) most[l] = x[j + l] > most[l] ? x[j + l] : most[l];
     }
     memcpy(maxima, most, sizeof most);
   }
 
   // How many entries lie above the floor; kLeft where they are too many, or the floor is no number.
   static int64_t collect(const T* x, int64_t n, T floor, T* list) {
-    if (floor - floor != 0) return kLeft;
+    if (!is_finite(floor)) return kLeft;
     const Vector<T> edge = Vector<T>{} + floor;
     int64_t count = 0, j = 0;
     auto take = [&](const T* from) {
       const Vector<T> v = load_vector(from);
-      count += append(beyond(v, edge), v, list + count);
+      count += compress_store(greater_or_nan(v, edge), v, list + count);
     };
-    for (; j + kMaxima <= n; j += kMaxima) {
-      for (int l = 0; l < kMaxima; l += kVectorLanes<T>) take(x + j + l);
-      if (count > kMostTops) return kLeft;
+    for (; j + kRowMaxima <= n; j += kRowMaxima) {
+      for (int l = 0; l < kRowMaxima; l += kVectorLanes<T>) take(x + j + l);
+      if (count > kMostRowCandidates) return kLeft;
     }
     for (; j + kVectorLanes<T> <= n; j += kVectorLanes<T>) take(x + j);
     for (; j < n; ++j) {
       list[count] = x[j];
       count += !(x[j] <= floor);
     }
-    return count > kMostTops ? kLeft : count;
+    return count > kMostRowCandidates ? kLeft : count;
   }
 
   // A little below the thresholds of the maxima, or where these lie in a gap below the next maximum: at the floor the
   // mass is to exceed k.
   void find_floors(bool* solved) {
-    rows_to_lanes(lists_, kMaxima, kMaxima, lanes_, kGroup);
+    rows_to_lanes(lists_, kRowMaxima, kRowMaxima, lanes_, kGroup);
     for (int r = 0; r < kGroup; ++r) {
       const bool known = r > 0 && mass_[r] == mass_[r - 1];
-      quantile_[r] = known ? quantile_[r - 1] : normal_quantile(1 - mass_[r] / kMaxima);
+      quantile_[r] = known ? quantile_[r - 1] : normal_quantile(1 - mass_[r] / kRowMaxima);
     }
-    search_.solve(lanes_, kGroup, kMaxima, mass_, tau_, quantile_, p_, d_, solved);
+    search_.solve(lanes_, kGroup, kRowMaxima, mass_, tau_, quantile_, p_, d_, solved);
     for (int r = 0; r < kGroup; ++r) {
-      const T* maxima = lists_ + r * kMaxima;
+      const T* maxima = lists_ + r * kRowMaxima;
       T top = T(p_[r] + d_[r]), next = -T(HUGE_VAL);
       if (search_.in_gap(r)) {
-        for (int l = 0; l < kMaxima; ++l) next = maxima[l] <= top && maxima[l] > next ? maxima[l] : next;
+        for (int l = 0; l < kRowMaxima; ++l) next = maxima[l] <= top && maxima[l] > next ? maxima[l] : next;
         top = from_ordered<T>(to_ordered(next) - 1);
       }
       floor_[r] = T(top - tau_[r] / 16);
@@ -134,7 +134,7 @@ class TopRows {
   }
 
   alignas(64) T lists_[kGroup * kList];
-  alignas(64) T lanes_[kMostTops * kGroup], floor_[kGroup], top_[kGroup];
+  alignas(64) T lanes_[kMostRowCandidates * kGroup], floor_[kGroup], top_[kGroup];
   alignas(64) double mass_[kGroup], tau_[kGroup], quantile_[kGroup], p_[kGroup], d_[kGroup];
   alignas(64) Count<T> wanted_[kGroup];
   int64_t tops_[kGroup];  // entries in the list, kSearched before there is one

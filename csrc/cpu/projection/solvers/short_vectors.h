@@ -4,7 +4,7 @@
 // What takes more than a few steps (infinities, huge spreads) is left to the general solver.
 #pragma once
 
-#include "cpu/projection/sweeps.h"
+#include "cpu/projection/lane_thresholds.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -31,7 +31,7 @@ class ShortSearch {
       const int first = i * kVectorLanes<T>;
       bracket(i, {load_vector(floor + first), V{}}, load_vector(top + first));
       const M within = greater(difference(t_[i], lo_[i]), V{}) & greater(difference(hi_[i], t_[i]), V{});
-      status_[i] = either(M(within & greater(load_vector(wanted + first), I{})), I{} + kSearching, I{} + kLeft);
+      status_[i] = select(M(within & greater(load_vector(wanted + first), I{})), I{} + kSearching, I{} + kLeft);
     }
     search(x, stride, n);
     leave(x, stride, n, tau, p, d, solved);
@@ -44,7 +44,8 @@ class ShortSearch {
   using V = Vector<T>;
   using I = Counts<T>;
   using M = Mask<T>;
-  static constexpr int kCount = kGroups * kVectors<T>, kPatience = 14, kApproach = 3;
+  using Rules = Search<T>;
+  static constexpr int kCount = kGroups * kVectors<T>, kApproach = 3;
   static constexpr int64_t kFew = 16;  // entries whose sweep costs less than what follows it
   static constexpr Count<T> kLeft = -1, kSearching = 0, kFound = 1, kGapBelow = 2, kGapAbove = 3;  // a lane's status
 
@@ -56,12 +57,12 @@ class ShortSearch {
     return {s, (a - (s - shifted)) + (b - shifted)};
   }
   static inline V difference(Pair u, Pair v) { return (u.p - v.p) + (u.d - v.d); }
-  static inline Pair either_pair(M m, Pair u, Pair v) { return {either(m, u.p, v.p), either(m, u.d, v.d)}; }
+  static inline Pair select_pair(M m, Pair u, Pair v) { return {select(m, u.p, v.p), select(m, u.d, v.d)}; }
   static inline I ordered(V v) {
     const I bits = I(v);
-    return either(greater(I{}, bits), -(bits & kMagnitude), bits);
+    return select(greater(I{}, bits), -(bits & kMagnitude), bits);
   }
-  static inline V from(I number) { return V(either(greater(I{}, number), -number | ~kMagnitude, number)); }
+  static inline V from(I number) { return V(select(greater(I{}, number), -number | ~kMagnitude, number)); }
   static constexpr Count<T> kMagnitude = Count<T>(~(Count<T>(1) << (8 * sizeof(T) - 1)));
   static inline V root(V v) {
     T lanes[kVectorLanes<T>];
@@ -73,7 +74,7 @@ class ShortSearch {
   // The least number at or above t + tau.
   static inline V ceiling_of(Pair t, V tau) {
     const Pair end = two_sum(t.p, t.d + tau);
-    return from(counted(greater(end.d, V{}), ordered(end.p)));
+    return from(add_one_where(greater(end.d, V{}), ordered(end.p)));
   }
 
   void start(const T* x, int64_t stride, int64_t n, const double* mass, const double* tau, const double* z) {
@@ -97,24 +98,24 @@ class ShortSearch {
         const V v = load_vector(row), e = v - origin;
         sum += e;
         squares += e * e;
-        low = lesser(low, v);
-        high = larger(high, v);
+        low = min(low, v);
+        high = max(high, v);
       }
       whole_[i] = load_vector(whole + first);
       fraction_[i] = load_vector(rest + first);
       const V t = load_vector(temperature + first), u = load_vector(quantile + first);
       // moment_guess, and the bounds of Search::start; the former is not a number where the moments overflow.
       const V mean = sum * share, spread = squares * share - mean * mean, uniform = t * t * T(1.0 / 12);
-      const V variance = larger(spread, V{}) + uniform, flatness = uniform / variance;
+      const V variance = max(spread, V{}) + uniform, flatness = uniform / variance;
       const V bend = (u * u * u - 3 * u) * (flatness * flatness * T(-1.2 / 24));
       const V guess = ((origin + mean) - T(0.5) * t) + root(variance) * (u + bend);
       const V step = t * ((whole_[i] + fraction_[i]) * share);
       tau_[i] = t;
-      t_[i] = {lesser(larger(guess, low - step), high - step), V{}};
+      t_[i] = {min(max(guess, low - step), high - step), V{}};
       f_lo_[i] = ((count - whole_[i]) - fraction_[i]) * t;
       bracket(i, {low, -t}, high);
       const M finite = equal(sum - sum, V{}), within = greater(load_vector(inner + first), I{});
-      status_[i] = either(M(finite & within), I{} + kSearching, I{} + kLeft);
+      status_[i] = select(M(finite & within), I{} + kSearching, I{} + kLeft);
     }
     if (n <= kFew) approach(x, stride, n);
   }
@@ -135,21 +136,21 @@ class ShortSearch {
       for (int64_t j = 0; j < n; ++j, row += stride)
         for (int i = 0; i < kCount; ++i) {
           const V e = load_vector(row + i * kVectorLanes<T>) - t_[i].p;
-          active[i] = counted(both_greater(greater(e, V{}), tau_[i], e), active[i]);
-          sum[i] += lesser(larger(e, V{}), tau_[i]);
+          active[i] = add_one_where(both_greater(greater(e, V{}), tau_[i], e), active[i]);
+          sum[i] += min(max(e, V{}), tau_[i]);
         }
       for (int i = 0; i < kCount; ++i) {
         const V t = t_[i].p, f = sum[i] - (whole_[i] + fraction_[i]) * tau_[i];
         const M rises = greater(f, V{}), sloping = greater(active[i], I{});
-        lo[i] = either(rises, t, lo[i]);
-        f_lo[i] = either(rises, f, f_lo[i]);
-        hi[i] = either(rises, hi[i], t);
-        f_hi[i] = either(rises, f_hi[i], f);
-        const V newton = t + f / larger(__builtin_convertvector(active[i], V), V{} + 1);
+        lo[i] = select(rises, t, lo[i]);
+        f_lo[i] = select(rises, f, f_lo[i]);
+        hi[i] = select(rises, hi[i], t);
+        f_hi[i] = select(rises, f_hi[i], f);
+        const V newton = t + f / max(__builtin_convertvector(active[i], V), V{} + 1);
         const V secant = lo[i] + (hi[i] - lo[i]) * (f_lo[i] / (f_lo[i] - f_hi[i]));
         auto inside = [&](V u) { return M(greater(u, lo[i]) & greater(hi[i], u)); };  // and so finite
-        const V next = either(M(sloping & inside(newton)), newton, secant);
-        t_[i].p = either(without(inside(next), equal(f, V{})), next, t);
+        const V next = select(M(sloping & inside(newton)), newton, secant);
+        t_[i].p = select(and_not(inside(next), equal(f, V{})), next, t);
       }
     }
   }
@@ -167,7 +168,7 @@ class ShortSearch {
   void search(const T* x, int64_t stride, int64_t n) {
     bool searching[kCount], going = true;
     for (int i = 0; i < kCount; ++i) searching[i] = any(equal(status_[i], I{} + kSearching));
-    for (int evaluations = 0; going && evaluations < kPatience; ++evaluations) {
+    for (int evaluations = 0; going && evaluations < kShortPatience; ++evaluations) {
       going = false;
       for (int i = 0; i < kCount; ++i) {
         if (!searching[i]) continue;
@@ -188,9 +189,9 @@ class ShortSearch {
       for (const int64_t stop = run_end(j, n); j < stop; ++j) {
         const V v = load_vector(x + j * stride), e = v - t.p;
         const M is_above = greater(e, t.d), is_active = both_greater(is_above, ceiling, v);  // e > d tells x > p + d
-        g = counted(is_above, g);
-        active = counted(is_active, active);
-        part = added(is_active, part, e);
+        g = add_one_where(is_above, g);
+        active = add_one_where(is_active, active);
+        part = add_where(is_active, part, e);
       }
       sum += part;
       part = V{};
@@ -201,52 +202,52 @@ class ShortSearch {
     const V ones = (__builtin_convertvector(h, V) - whole_[i]) - fraction_[i];  // h - k
     const V others = (__builtin_convertvector(g, V) - whole_[i]) - fraction_[i];
     const V rest = ones * tau + sum, f = rest - slope * t.d;
-    const Pair newton = two_sum(t.p, rest / either(sloping, slope, zero + 1));
+    const Pair newton = two_sum(t.p, rest / select(sloping, slope, zero + 1));
     const M rises = greater(f, zero);
-    Pair lo = either_pair(rises, t, lo_[i]), hi = either_pair(rises, hi_[i], t);
+    Pair lo = select_pair(rises, t, lo_[i]), hi = select_pair(rises, hi_[i], t);
     V narrowed = difference(hi, lo);
     const M same = equal(g, last_g_[i]) & equal(h, last_h_[i]), done = same | equal(f, zero);
-    const I bad = either(greater(narrowed, T(0.5) * width_[i]), bad_[i] + 1, I{});
-    M wide = greater(narrowed, 64 * tau);
+    const I bad = select(greater(narrowed, T(0.5) * width_[i]), bad_[i] + 1, I{});
+    M wide = greater(narrowed, T(Rules::kWideBracket) * tau);
     auto inside = [&](Pair u) { return M(greater(difference(u, lo), zero) & greater(difference(hi, u), zero)); };
-    const bool patient = steps < 8;
-    M by_newton = sloping & inside(newton) & greater(I{} + 6, bad);
-    if (!patient) by_newton = without(by_newton, wide);
+    const bool patient = steps < kShortWidePatience;
+    M by_newton = sloping & inside(newton) & greater(I{} + Rules::kNewtonPatience, bad);
+    if (!patient) by_newton = and_not(by_newton, wide);
 
-    const M on = without(searching, done);
+    const M on = and_not(searching, done);
     Pair next = newton;
-    f_lo_[i] = either(rises, f, f_lo_[i]);  // of a lane that is done these no longer matter
-    f_hi_[i] = either(rises, f_hi_[i], f);
-    if (any(without(on, by_newton))) {
-      const M flat = without(M(on & wide), sloping);
+    f_lo_[i] = select(rises, f, f_lo_[i]);  // of a lane that is done these no longer matter
+    f_hi_[i] = select(rises, f_hi_[i], f);
+    if (any(and_not(on, by_newton))) {
+      const M flat = and_not(M(on & wide), sloping);
       if (any(flat)) {  // as in Search::jump
         const Pair edge = edge_of(x, stride, n, i, rises);
         const M jumps = flat & inside(edge);
-        lo = either_pair(M(jumps & rises), edge, lo);
-        hi = either_pair(without(jumps, rises), edge, hi);
+        lo = select_pair(M(jumps & rises), edge, lo);
+        hi = select_pair(and_not(jumps, rises), edge, hi);
         narrowed = difference(hi, lo);
-        wide = greater(narrowed, 64 * tau);
+        wide = greater(narrowed, T(Rules::kWideBracket) * tau);
       }
       const V fraction = f_lo_[i] / (f_lo_[i] - f_hi_[i]);
       Pair secant = two_sum(lo.p, lo.d + narrowed * fraction), middle = two_sum(lo.p, lo.d + T(0.5) * narrowed);
       const I below = ordered(lo.p), above = ordered(hi.p);
-      secant.d = either(wide, zero, secant.d);
-      middle = either_pair(wide, {from((below >> 1) + (above >> 1) + (below & above & 1)), zero}, middle);
-      M by_secant = inside(secant) & greater(I{} + 2, bad);
-      if (!patient) by_secant = without(by_secant, wide);
-      next = either_pair(by_newton, newton, either_pair(by_secant, secant, middle));
+      secant.d = select(wide, zero, secant.d);
+      middle = select_pair(wide, {from((below >> 1) + (above >> 1) + (below & above & 1)), zero}, middle);
+      M by_secant = inside(secant) & greater(I{} + Rules::kSecantPatience, bad);
+      if (!patient) by_secant = and_not(by_secant, wide);
+      next = select_pair(by_newton, newton, select_pair(by_secant, secant, middle));
     }
     lo_[i] = lo;
     hi_[i] = hi;
     const I status =
-        either(equal(ones, zero), I{} + kGapBelow, either(equal(others, zero), I{} + kGapAbove, I{} + kFound));
-    const Pair root = either_pair(same & equal(status, I{} + kFound), newton, t);
+        select(equal(ones, zero), I{} + kGapBelow, select(equal(others, zero), I{} + kGapAbove, I{} + kFound));
+    const Pair root = select_pair(same & equal(status, I{} + kFound), newton, t);
 
-    t_[i] = either_pair(on, next, either_pair(searching, root, t));
-    status_[i] = either(M(searching & done), status, status_[i]);
+    t_[i] = select_pair(on, next, select_pair(searching, root, t));
+    status_[i] = select(M(searching & done), status, status_[i]);
     width_[i] = narrowed;
-    last_g_[i] = either(by_newton, g, I{} - 1);
-    last_h_[i] = either(by_newton, h, I{} - 1);
+    last_g_[i] = select(by_newton, g, I{} - 1);
+    last_h_[i] = select(by_newton, h, I{} - 1);
     bad_[i] = bad;
     return any(on);
   }
@@ -258,10 +259,10 @@ class ShortSearch {
     for (int64_t j = 0; j < n; ++j) {
       const V v = load_vector(x + j * stride);
       const M is_above = greater(v - t.p, t.d);
-      one = either(is_above, lesser(v, one), one);
-      zero = either(is_above, zero, larger(v, zero));
+      one = select(is_above, min(v, one), one);
+      zero = select(is_above, zero, max(v, zero));
     }
-    return either_pair(upper, two_sum(one, -tau_[i]), {zero, V{}});
+    return select_pair(upper, two_sum(one, -tau_[i]), {zero, V{}});
   }
 
   void leave(const T* x, int64_t stride, int64_t n, const double* tau, double* p, double* d, bool* solved) {
@@ -290,9 +291,9 @@ class ShortSearch {
     memcpy(status, status_, sizeof status);
     for (int i = 0; i < kCount; ++i) {
       const Pair t = t_[i];
-      const V floor = from(ordered(t.p) + either(greater(V{}, t.d), I{} - 1, I{}));
+      const V floor = from(ordered(t.p) + select(greater(V{}, t.d), I{} - 1, I{}));
       const V under_one = from(ordered(ceiling_of(t, tau_[i])) - 1);
-      store_vector<T>(either(equal(status_[i], I{} + kGapBelow), under_one, floor), edge + i * kVectorLanes<T>);
+      store_vector<T>(select(equal(status_[i], I{} + kGapBelow), under_one, floor), edge + i * kVectorLanes<T>);
     }
     LaneRange<T> range;
     range.clear(kLanes);
@@ -309,6 +310,59 @@ class ShortSearch {
   V tau_[kCount], width_[kCount], f_lo_[kCount], f_hi_[kCount];
   Pair t_[kCount], lo_[kCount], hi_[kCount];
   I last_g_[kCount], last_h_[kCount], bad_[kCount], status_[kCount];
+};
+
+// Solves the vectors of a panel side by side, up to four groups of lanes at a time.
+template <class T>
+class ShortVectors {
+ public:
+  // x is [n, width], rows `stride` apart. Sets `solved` by column; true where that is all of them.
+  bool solve(const Panel& panel, const T* x, int64_t stride, const PerVector& k, const PerVector& tau, double* p,
+             double* d, bool* solved) {
+    bool all = true;
+    for (int first = 0; first < panel.live;) all &= solve_groups<4>(panel, x, stride, first, k, tau, p, d, solved);
+    return all;
+  }
+
+ private:
+  // The lanes from `first` on, kGroups groups of them or as many as there are, and moves `first` behind them. Not
+  // inlined, so that its frame does not add to those of what comes after.
+  template <int kGroups>
+  __attribute__((noinline)) bool solve_groups(const Panel& panel, const T* x, int64_t stride, int& first,
+                                              const PerVector& k, const PerVector& tau, double* p, double* d,
+                                              bool* solved) {
+    const Plan& plan = panel.plan;
+    if constexpr (kGroups > 1) {
+      if (plan.width - first < kGroups * kGroup)
+        return solve_groups<kGroups / 2>(panel, x, stride, first, k, tau, p, d, solved);
+    }
+    constexpr int kLanes = kGroups * kGroup;
+    alignas(64) double mass[kLanes], temperature[kLanes], quantile[kLanes], root_p[kLanes], root_d[kLanes];
+    const int live = int(smaller(kLanes, panel.live - first)), given = k.values || tau.values ? live : 1;
+    for (int l = 0; l < given; ++l) {
+      const int64_t v = panel.vector(first + l);
+      temperature[l] = at(tau, v);
+      mass[l] = regular<T>(0, 0, temperature[l]) ? at(k, v) : 0;
+      if (!(mass[l] >= 0 && mass[l] <= double(plan.n))) mass[l] = 0;  // not for this search
+      if (mass[l] != last_mass_) last_quantile_ = normal_quantile(1 - mass[l] / double(plan.n));
+      last_mass_ = mass[l];
+      quantile[l] = last_quantile_;
+    }
+    for (int l = given; l < kLanes; ++l) {  // all alike, or padding, which holds no finite entry
+      mass[l] = mass[0];
+      temperature[l] = temperature[0];
+      quantile[l] = quantile[0];
+    }
+    ShortSearch<T, kGroups>().solve(x + first, stride, plan.n, mass, temperature, quantile, root_p, root_d,
+                                    solved + first);
+    memcpy(p + first, root_p, live * sizeof(double));
+    memcpy(d + first, root_d, live * sizeof(double));
+    const bool all = memchr(solved + first, false, live) == nullptr;
+    first += kLanes;
+    return all;
+  }
+
+  double last_mass_ = -1, last_quantile_ = 0;
 };
 
 }  // namespace HYPERSIMPLEX_ISA

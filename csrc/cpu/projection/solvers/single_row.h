@@ -1,6 +1,6 @@
-// The root search of newton.h for one row of adjacent entries that has been left by top.h: its sweeps read the row in
-// place. Rows that are not finite, or whose root is not found in a few steps on a slope of f, are left to the general
-// solver.
+// The root search of newton.h for one row of adjacent entries that has been left by row_candidates.h: its sweeps read
+// the row in place. Rows that are not finite, or whose root is not found in a few steps on a slope of f, are left to
+// the general solver.
 #pragma once
 
 #include "cpu/projection/lane_thresholds.h"
@@ -10,18 +10,19 @@ namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
 template <class T>
-class RowSearch {
+class SingleRow {
  public:
-  explicit RowSearch(int64_t n) : count_(double(n)), vectors_(n) {}
+  explicit SingleRow(int64_t n) : count_(double(n)), vectors_(n) {}
 
   bool solve(const T* x, double mass, double tau, double* p, double* d) {
     if (!(mass > 0 && mass < count_ && regular<T>(0, 0, tau))) return false;
+    cpu::note(cpu::Solver::kSingleRow);
     if (mass != mass_) quantile_ = normal_quantile(1 - mass / count_);
     mass_ = mass;
     if (!start(x, tau)) return false;
     while (search_.status == SearchStatus::kSearching) {
       search_.step(sweep(x));
-      if (search_.flat != 0 || search_.steps > kPatience) return false;
+      if (search_.flat != 0 || search_.steps > kRowPatience) return false;
     }
     *p = search_.t.p;
     *d = search_.t.d;
@@ -30,7 +31,6 @@ class RowSearch {
 
  private:
   using V = Vector<T>;
-  static constexpr int kPatience = 12;
 
   // Moments and first guess; false where an entry is not finite.
   bool start(const T* x, double tau) {
@@ -41,11 +41,11 @@ class RowSearch {
     T least = x[0], most = x[0];
     vectors_.for_each(
         [&](int i, int64_t j, const auto& fresh) {
-          const V v = load_vector(x + j), e = where(fresh(equal(origin, origin)), v - origin);
+          const V v = load_vector(x + j), e = zero_unless(fresh(equal(origin, origin)), v - origin);
           sum[i] += e;
           squares[i] += e * e;
-          low[i] = either(greater(low[i], v), v, low[i]);
-          high[i] = either(greater(v, high[i]), v, high[i]);
+          low[i] = select(greater(low[i], v), v, low[i]);
+          high[i] = select(greater(v, high[i]), v, high[i]);
         },
         [&] { flush_run(sum, sums), flush_run(squares, sums_of_squares); });
     for (int i = 0; i < kVectors<T>; ++i) {
@@ -57,7 +57,7 @@ class RowSearch {
     LaneSums::fold(sums, kGroup, 1);
     LaneSums::fold(sums_of_squares, kGroup, 1);
     const double mean = sums[0] / count_, variance = sums_of_squares[0] / count_ - mean * mean;
-    if (mean - mean != 0) return false;
+    if (!is_finite(mean)) return false;
     search_.start(mass_, tau, count_, 0, least, most, double(x[0]) + mean, variance > 0 ? variance : 0, quantile_);
     return true;
   }
@@ -72,9 +72,9 @@ class RowSearch {
         [&](int i, int64_t j, const auto& fresh) {
           const V v = load_vector(x + j);
           const Mask<T> is_above = fresh(greater(v, floor)), is_active = both_greater(is_above, ceiling, v);
-          above[i] = counted(is_above, above[i]);
-          active[i] = counted(is_active, active[i]);
-          part[i] = added(is_active, part[i], v - p);
+          above[i] = add_one_where(is_above, above[i]);
+          active[i] = add_one_where(is_active, active[i]);
+          part[i] = add_where(is_active, part[i], v - p);
         },
         [&] { flush_run(part, rest); });
     flush_vectors(above, g);
@@ -89,7 +89,7 @@ class RowSearch {
   }
 
   const double count_;  // entries of a row
-  const RowVectors<T> vectors_;
+  const RowWalk<T> vectors_;
   double mass_ = -1, quantile_ = 0;
   Search<T> search_;
 };

@@ -38,8 +38,10 @@ class SortedEntries {
       const int64_t ones = double(h) == k_ ? h : g;
       return gap_middle<T>(x_[ones], x_[ones - 1], tau_);
     }
-    const double beyond = g > h ? f(start) / double(g - h) / unit_ : 0;
-    return renormalised<T>(double(x_[start.j]), (start.one ? -tau_ : 0) + beyond);
+    // From the entry, not from the breakpoint tau below it: where y is small everywhere that difference is small beside
+    // tau.
+    const double beyond = g > h ? f(start, h) / double(g - h) / unit_ : 0;
+    return renormalised<T>(double(x_[start.j]), g > h || !start.one ? beyond : -tau_);
   }
 
  private:
@@ -62,9 +64,11 @@ class SortedEntries {
     if (t.one) return count_where([&](T v) { return double(v) > edge; });
     return count_where([&](T v) { return compare(v, edge, tau_) > 0; });
   }
-  double f(Breakpoint t) const {
+  // f at t = x_j - tau is (g - k) tau + sum (x - x_j) over the active entries, at t = x_j it is (h - k) tau + that sum.
+  double f(Breakpoint t) const { return f(t, t.one ? active_end(t) : ones_end(t)); }
+  double f(Breakpoint t, int64_t ones) const {
     const int64_t g = active_end(t), h = ones_end(t);
-    double sum = (double(t.one ? g : h) - k_) * (tau_ * unit_);  // with t = x_j - tau: x - t = tau + (x - x_j)
+    double sum = (double(ones) - k_) * (tau_ * unit_);
     for (int64_t j = h; j < g; ++j) sum += double(x_[j]) * unit_ - double(x_[t.j]) * unit_;
     return sum;
   }
