@@ -3,6 +3,7 @@
     python -m bench            quick: under two minutes
     python -m bench --full     every size, dtype, layout, distribution and temperature
     python -m bench --gpu      the CUDA kernels, on a GPU
+    python -m bench measure    measure without tables and figures
     python -m bench table      print the tables of the results
     python -m bench plot       draw the figures of the results
 
@@ -31,11 +32,11 @@ EFFORTS = {
     "quick": (cases.QUICK, Effort(rounds=15, seconds=0.1)),
     "full": (cases.FULL, Effort(rounds=41, seconds=1.0)),
     "gpu": (cases.GPU, Effort(rounds=31, seconds=1.0)),
+    "gpu-brief": (cases.GPU_BY_VALUE, Effort(rounds=11, seconds=0.2, brief=True)),
     "gpu-smoke": (cases.GPU_SMOKE, Effort(rounds=3, seconds=0.0)),
 }
 
-
-ORIGIN = ("device", "torch", "python", "versions", "build", "effort")
+ORIGIN = ("device", "torch", "python", "versions", "build")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(args: argparse.Namespace) -> int:
     table, effort = EFFORTS[args.mode]
-    chosen = [case for case in table if args.groups is None or case.group in args.groups]
+    chosen = [case for case in table if args.groups is None or case.group in args.groups][: args.first]
     out: Path = args.out or Path(__file__).parent / "results" / args.mode
     path = out / "results.jsonl"
     on_gpu = args.mode.startswith("gpu")
-    if args.command == "run":
+    if args.command in {"run", "measure"}:
         if args.fresh:
             path.unlink(missing_ok=True)
         for name in [] if on_gpu else peers.absent():
@@ -71,6 +72,8 @@ def _command(args: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(f"Results: {path}")
+    if args.command == "measure":
+        return 0
     records = newest(chosen, ResultsFile(path, check).records)
     if not records:
         print(f"error: no results in {path}; measure first", file=sys.stderr)
@@ -104,7 +107,7 @@ def run(chosen: Sequence[Case], effort: Effort, results: ResultsFile) -> None:
 def check(record: Record) -> None:
     """Raise KeyError, TypeError, ValueError or AttributeError unless this is a record of the benchmark."""
     hash(Case(**record["case"]))
-    for name in (*ORIGIN, "date", "threads"):
+    for name in (*ORIGIN, "effort", "date", "threads"):
         record[name]
     for system in record["systems"].values():
         for direction in ("forward", "both"):
@@ -127,12 +130,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "python -m bench", description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("command", nargs="?", choices=("run", "table", "plot"), default="run", help="default: run, then both others")
+    commands = ("run", "measure", "table", "plot")
+    add("command", nargs="?", choices=commands, default="run", help="default: run, which is all three others")
     add("--full", dest="mode", action="store_const", const="full", default="quick", help="every case; default: quick")
     add("--smoke", dest="mode", action="store_const", const="smoke", help="tiny cases: whether everything works")
     add("--gpu", dest="mode", action="store_const", const="gpu", help="the CUDA kernels, on a GPU")
+    add("--gpu-brief", dest="mode", action="store_const", const="gpu-brief", help="the same in a short time")
     add("--gpu-smoke", dest="mode", action="store_const", const="gpu-smoke", help="tiny cases on a GPU")
     add("--groups", nargs="+", choices=peers.GROUPS, metavar="GROUP", help=f"some of {', '.join(peers.GROUPS)}")
+    add("--first", type=int, metavar="N", help="only the first N cases")
     add("--out", type=Path, metavar="DIR", help="results folder (default: bench/results/quick, full or gpu)")
     add("--fresh", action="store_true", help="discard earlier results instead of resuming")
     return parser.parse_args(arguments)

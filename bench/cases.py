@@ -246,4 +246,13 @@ GPU = [
     *_gpu_loss(8192, 32_000),
     *_order((4096, 1000), (10, 8192), (64, 1 << 18), device="cuda"),
 ]
+# The same in order of value: seven that show the targets and the regimes, the other projections and losses, the rest.
+_LEADING = [
+    *(_gpu(*shape)[0] for shape in ((16_384, 1024, 5), (4096, 8192, 4096), (10, 8192, 4096))),
+    *(_gpu_loss(*shape)[0] for shape in ((65_536, 1000), (8192, 10))),
+    *(_gpu(*shape)[0] for shape in ((1, 100_000_000, 50_000_000), (64, 1 << 18, 1 << 17))),
+]
+GPU_BY_VALUE = list(
+    dict.fromkeys([*_LEADING, *sorted(GPU, key=lambda case: (case.group == "order", case.dtype != "float32"))])
+)
 GPU_SMOKE = [*_gpu(64, 100, 5), *_gpu_loss(200, 10), *_order((8, 100), device="cuda")]

@@ -1,17 +1,22 @@
-"""What a reader of a GPU's results needs to know about it: model, driver, clocks, and how fast it copies."""
+"""What a reader of a GPU's results needs to know about it: model, driver, clocks, and how fast it copies.
+
+python -m bench.gpu    prints it as a line of JSON
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 from bench.clocks import Clock, DeviceClock
-from bench.results import Record
+from bench.results import Record, environment
 
 # nvidia-smi's name of a number -> ours; megahertz, watts, degrees.
 _READINGS = {
@@ -115,3 +120,17 @@ def _smi(fields: list[str]) -> list[str] | None:
     line = done.stdout.partition("\n")[0]
     answers = [answer.strip() for answer in line.split(",")]
     return answers if done.returncode == 0 and len(answers) == len(fields) else None
+
+
+def main() -> int:
+    """Print the record of the machine and return the exit status."""
+    device, described = require(), describe()
+    torch.cuda.empty_cache()
+    bandwidth = described["copy_bandwidth"]
+    record = {**environment(device), "driver": driver(), "gpu": described}
+    print(json.dumps({**record, "summary": f"{record['device']}, {bandwidth / 1e12:.2f} TB/s"}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

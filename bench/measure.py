@@ -49,10 +49,14 @@ class Effort:
     """How long to measure: a contender takes part in `rounds` rounds, or in 3 or more that take `seconds` together.
 
     A call of several seconds is made once.
+
+    Attributes:
+        brief: whether, where a GPU is short of time, only those take part that targets are about.
     """
 
     rounds: int
     seconds: float
+    brief: bool = False
 
 
 def measure(case: Case, effort: Effort) -> Record:
@@ -74,7 +78,7 @@ def measure(case: Case, effort: Effort) -> Record:
         check = _check(case, x, v, classes)
         systems: dict[str, Record] = {}
         ready: dict[str, Prepared] = {}
-        for name, contender in peers.contenders(case).items():
+        for name, contender in peers.contenders(case, effort.brief).items():
             try:
                 prepared = contender.prepare(case, x, v, classes)
                 systems[name] = _inspect(case, contender, prepared, check)

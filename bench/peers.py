@@ -278,14 +278,22 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def contenders(case: Case) -> dict[str, Contender]:
-    """Return those that are present and can do a case, this package first."""
+_LONGEST_BRIEF = 8192  # entries of a row: a thread per row takes milliseconds for it
+
+
+def contenders(case: Case, brief: bool = False) -> dict[str, Contender]:
+    """Return those that are present and can do a case, this package first.
+
+    Args:
+        case: what is to be measured.
+        brief: of those for projections and losses on a GPU, return only what the targets name.
+    """
     field = FIELDS[case.operation]
-    return {
-        name: field[name]
-        for name in GROUPS[case.group]
-        if name in field and field[name].present and field[name].applies(case)
-    }
+    chosen = GROUPS[case.group]
+    if brief and case.group in {"gpu-rows", "gpu-loss"}:
+        serial = case.operation == "projection" and case.n <= _LONGEST_BRIEF
+        chosen = (OURS, COPY, "F.cross_entropy", *([THREAD_PER_ROW] if serial else []))
+    return {name: field[name] for name in chosen if name in field and field[name].present and field[name].applies(case)}
 
 
 def absent() -> list[str]:

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import nvcc
+
 SOURCE = Path(__file__).with_suffix(".cu")
-BUILD = SOURCE.parents[1] / "build" / "bench"
 
 
 class Kernels:
@@ -98,28 +95,4 @@ def on_gpu() -> Kernels:
         RuntimeError: there is no nvcc, or it failed; the message says why.
     """
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    return Kernels(compiled(architecture), lambda: torch.cuda.current_stream().cuda_stream)
-
-
-def compiled(architecture: str) -> Path:
-    """The library for this architecture, compiled unless it is there already."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    library = BUILD / f"thread_per_row-{architecture}-{digest}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = library.with_suffix(f".{os.getpid()}")
-        command = [nvcc(), "-O3", "-std=c++17", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC"]
-        done = subprocess.run([*command, "-o", unfinished, SOURCE], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"nvcc could not compile {SOURCE.name}: {done.stderr.strip()}")
-        unfinished.replace(library)
-    return library
-
-
-def nvcc() -> str:
-    """Full path of nvcc, looked for where the build looks."""
-    homes = [Path(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    found = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, homes)]))
-    if found is None:
-        raise RuntimeError("no nvcc on PATH, in CUDA_HOME or in CUDA_PATH")
-    return found
+    return Kernels(nvcc.compiled(SOURCE, architecture), lambda: torch.cuda.current_stream().cuda_stream)

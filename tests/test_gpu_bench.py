@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bench.__main__ as command
-from bench import cases, gpu, gpu_tables, measure, peers, thread_per_row
+from bench import cases, gpu, gpu_tables, measure, nvcc, peers, thread_per_row
 from bench.cases import Case
 from bench.clocks import DeviceClock, HostClock
 from bench.contender import COPY, OURS
@@ -89,19 +89,19 @@ def test_a_failed_launch_of_a_thread_per_row_is_an_error(kernels):
 
 def test_nvcc_compiles_a_thread_per_row_once(monkeypatch, tmp_path):
     try:
-        thread_per_row.nvcc()
+        nvcc.nvcc()
     except RuntimeError:
         pytest.skip("no CUDA toolkit")
-    monkeypatch.setattr(thread_per_row, "BUILD", tmp_path / "build")
-    library = thread_per_row.compiled("sm_90")
+    monkeypatch.setattr(nvcc, "BUILD", tmp_path / "build")
+    library = nvcc.compiled(thread_per_row.SOURCE, "sm_90")
     assert library.read_bytes().startswith(b"\x7fELF")
-    monkeypatch.setattr(thread_per_row, "nvcc", None)
-    assert thread_per_row.compiled("sm_90") == library
+    monkeypatch.setattr(nvcc, "nvcc", None)
+    assert nvcc.compiled(thread_per_row.SOURCE, "sm_90") == library
     assert os.listdir(library.parent) == [library.name]
 
 
 def test_nvcc_that_fails_or_is_absent_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(thread_per_row, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(nvcc, "BUILD", tmp_path / "build")
     program = tmp_path / "bin" / "nvcc"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'no such architecture' >&2\nexit 1\n")
@@ -110,10 +110,10 @@ def test_nvcc_that_fails_or_is_absent_says_so(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"nvcc could not compile thread_per_row\.cu: no such architecture"):
-        thread_per_row.compiled("sm_1")
+        nvcc.compiled(thread_per_row.SOURCE, "sm_1")
     monkeypatch.delenv("CUDA_HOME")
     with pytest.raises(RuntimeError, match="no nvcc on PATH, in CUDA_HOME or in CUDA_PATH"):
-        thread_per_row.compiled("sm_1")
+        nvcc.compiled(thread_per_row.SOURCE, "sm_1")
 
 
 # ---- what is compared ----
