@@ -6,7 +6,8 @@
 # The first use creates a virtual environment in .venv and builds the package into it.
 #
 # make gpu-check OUT=folder   check and measure everything on this machine's GPU, with PYTHON (python3) as it is: no
-#                             environment, no network; STEPS="build tests" does some of it: python -m bench.gpu_check -h
+#                             environment, no network; MINUTES=9 ends then, after what matters most; STEPS="build tests"
+#                             does some of it: python -m bench.gpu_check -h
 PYTHON ?= python3
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
@@ -33,7 +34,7 @@ bench: $(VENV)/.installed
 
 gpu-check:
 	$(if $(OUT),,$(error make gpu-check OUT=folder: no folder is given))
-	$(PYTHON) -m bench.gpu_check $(OUT) $(if $(STEPS),--steps $(STEPS))
+	$(PYTHON) -m bench.gpu_check $(OUT) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info hypersimplex_ext/_C.*.so .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ import torch
 from bench import gpu, nvcc
 from bench.results import Record
 
+SOURCE = Path(__file__).with_suffix(".cu")
 _LEAST_MAJOR = 9  # of the compute capability
 _SIZES = (8, 16)
 
@@ -51,7 +52,7 @@ def main() -> int:
     if major < _LEAST_MAJOR:
         print(json.dumps({"clusters": [], "summary": f"no clusters at compute capability {major}.{minor}"}))
         return 0
-    found = count(nvcc.compiled(Path(__file__).with_suffix(".cu"), f"sm_{major}{minor}"))
+    found = count(nvcc.compiled(SOURCE, f"sm_{major}{minor}"))
     told = (f"{c['active']} of {c['blocks']} blocks of {c['threads']} threads" for c in found)
     print(json.dumps({"clusters": found, "summary": f"at once {', '.join(told)}"}))
     return 0

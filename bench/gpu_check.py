@@ -105,19 +105,18 @@ class Report:
         return record
 
 
-def check(out: Path, chosen: Sequence[str] | None, minutes: float | None, report: Report) -> None:
+def check(out: Path, chosen: Sequence[str] | None, deadline: Deadline, report: Report) -> None:
     """Run the machine's step and the chosen ones, or all.
 
     Raises:
         Interrupted: a signal asked for the end; what was left of the steps is in the report.
     """
-    deadline = Deadline(minutes)
     todo = [gpu_steps.machine(sys.executable)]
     with Log(out / "log.txt") as log, signals_raise():
         try:
             described = report.add(run(todo[0], log, deadline))
             capability = described.get("gpu", {}).get("compute_capability")
-            todo = gpu_steps.steps(sys.executable, out, capability, brief=minutes is not None)
+            todo = gpu_steps.steps(sys.executable, out, capability, brief=deadline.near)
             todo = [step for step in todo if not chosen or step.name in chosen]
             while todo:
                 report.add(run(todo[0], log, deadline))
@@ -151,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Where a signal ended it, 128 and the signal's number, as a shell counts.
     """
     args = _parse(arguments)
+    deadline = Deadline(args.minutes)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"error: {sys.executable} lacks {', '.join(missing)}: see requirements-dev.txt", file=sys.stderr)
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        check(out, args.steps, args.minutes, report)
+        check(out, args.steps, deadline, report)
     except Interrupted as interruption:
         print(f"error: ended by {interruption.name}", file=sys.stderr)
         return 128 + interruption.signal

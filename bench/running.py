@@ -70,6 +70,11 @@ class Deadline:
     def __init__(self, minutes: float | None) -> None:
         self._end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
 
+    @property
+    def near(self) -> bool:
+        """Whether it comes at all."""
+        return self._end < float("inf")
+
     def left(self) -> float:
         """Seconds until then; never negative."""
         return max(0.0, self._end - time.monotonic())

@@ -176,6 +176,8 @@ def test_deadlines():
     assert Deadline(None).left() == float("inf")
     assert Deadline(0).left() == Deadline(-1).left() == 0
     assert 0 < Deadline(1).left() <= 60
+    assert Deadline(1).near
+    assert not Deadline(None).near
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
