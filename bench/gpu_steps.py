@@ -114,7 +114,7 @@ def _options(failures: int, seconds: int, workers: int) -> tuple[str, ...]:
 def _tests(python: str, name: str, minutes: float, *selection: str, workers: int = 1) -> Step:
     """Tests; several at a time where their time does not matter, with pytest-xdist or else a process for each file."""
     module = "pytest" if workers == 1 or _there("xdist") else "bench.pytest_files"
-    command = (python, "-m", module, *_options(20, 60, workers), *selection)
+    command = (python, "-m", module, *_options(10, 60, workers), *selection)
     return Step(name, command, minutes, _PYTEST, some_test_passed)
 
 
@@ -193,10 +193,10 @@ def steps(python: str, out: Path, capability: str | None = None, brief: bool = F
     return [
         Step("build", build, 20, {"HYPERSIMPLEX_CUDA": "ON", **_architecture(capability)}),
         Step("self-check", (python, "-m", "hypersimplex_ext"), 3, judge=_computed_on_cuda),
-        _tests(python, "kernels", 10, *_KERNELS, "-k", "not simt", workers=_WORKERS),
+        _tests(python, "kernels", 5, *_KERNELS, "-k", "not simt", workers=_WORKERS),
         Step("benchmark", (*measure, "--gpu-brief", "--first", "7"), 5),
         Step("clusters", (python, "-m", "bench.clusters"), 2, found=json_line),
-        _tests(python, "graphs", 10, _STREAMS, _CLOCKS, "-k", waiting),
+        _tests(python, "graphs", 5, _STREAMS, _CLOCKS, "-k", waiting),
         _profile(python),
         _tests(python, "tests", 30, *others, workers=_WORKERS),
         _tests(python, "assertions", 10, _STREAMS, "-k", "assert_on_the_device", workers=_WORKERS),

@@ -33,6 +33,10 @@ class Interrupted(BaseException):  # not an error, as KeyboardInterrupt is none
         super().__init__(self.name)
 
 
+_held = False
+_waiting: list[int] = []
+
+
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
     """Within, the first signal that asks this process to end raises Interrupted; those after it are ignored."""
@@ -40,7 +44,10 @@ def signals_raise() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_IGN)
-        raise Interrupted(number)
+        if _held:
+            _waiting.append(number)
+        else:
+            raise Interrupted(number)
 
     before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
@@ -52,12 +59,15 @@ def signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Within, signals that ask this process to end wait, so that what is being written becomes whole."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Within, a signal waits, so that what is being written becomes whole."""
+    global _held
+    _held = True
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _held = False
+        if _waiting:
+            raise Interrupted(_waiting.pop())
 
 
 class Deadline:
