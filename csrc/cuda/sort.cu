@@ -148,11 +148,11 @@ __device__ __forceinline__ void merge_items(const Entry* memory, int a, int a_co
     const bool take_b = before(next_b, next_a);
     item = take_b ? next_b : next_a;
     const int next = take_b ? ++j : ++i;
-    Entry& head = take_b ? next_b : next_a;
-    if (next < (take_b ? b_end : a_end))
-      head = memory[gapped<Entry>(next)];
-    else
-      set_last(head);
+    Entry head;  // a value: a reference to either would put both into local memory
+    set_last(head);
+    if (next < (take_b ? b_end : a_end)) head = memory[gapped<Entry>(next)];
+    next_a = take_b ? next_a : head;
+    next_b = take_b ? head : next_b;
   }
 }
 
