@@ -92,14 +92,18 @@ class Short {
     if (stage) {
       warp_barrier();
       In* first = to.at - column * int64_t(n_);
-      for (int e = lane_id(); e < staged_entries(); e += kWarpSize) first[e] = stage[gapped(e)];
+      move_rows([&](int e, int u) { return stage[gapped(e) + u * kGappedWarp]; },
+                [&](int e, int u, In v) { first[e + u * kWarpSize] = v; });
     }
   }
 
  private:
+  static constexpr int kStagedBatch = 8;  // entries that a lane reads before it writes them
+
   __device__ In* stage_memory() const { return shared_memory<In>(warp_id() * kStagedBytes); }
   // One entry is left out after every 32, so that lanes that each read a row of their own meet in few banks.
-  __device__ static int gapped(int e) { return e + e / 32; }
+  __device__ static int gapped(int e) { return e + e / kWarpSize; }
+  static constexpr int kGappedWarp = kWarpSize + 1;
   __device__ int staged(int j) const { return gapped(column * n_ + j); }
   __device__ int staged_entries() const {
     int64_t left = plan_.lanes - int64_t(tile % plan_.tiles_per_line) * plan_.columns;
@@ -111,10 +115,34 @@ class Short {
     In* stage = stage_memory();
     const In* first = row - column * int64_t(n_);
     warp_barrier();
-#pragma unroll 8
-    for (int e = lane_id(); e < staged_entries(); e += kWarpSize) stage[gapped(e)] = load_constant(first + e);
+    move_rows([&](int e, int u) { return load_constant(first + e + u * kWarpSize); },
+              [&](int e, int u, In v) { stage[gapped(e) + u * kGappedWarp] = v; });
     warp_barrier();
     return stage;
+  }
+  // write(e, u, read(e, u)) for all entries e + u * kWarpSize of the warp's rows, a batch of them at a time.
+  template <class Read, class Write>
+  __device__ __forceinline__ void move_rows(Read read, Write write) const {
+    constexpr int kBatchEntries = kStagedBatch * kWarpSize;
+    const int end = staged_entries();
+#pragma unroll 1
+    for (int e = lane_id(); e - lane_id() < end; e += kBatchEntries) {
+      if (e - lane_id() <= end - kBatchEntries)
+        move_batch(e, e + kBatchEntries, read, write);
+      else if (e < end)
+        move_batch(e, end, read, write);
+    }
+  }
+  // All entries are read before the first is written, so that their latencies overlap. Behind the end another one is
+  // read once more: no branch may part the reads.
+  template <class Read, class Write>
+  __device__ __forceinline__ void move_batch(int e, int end, Read read, Write write) const {
+    In batch[kStagedBatch];
+#pragma unroll
+    for (int u = 0; u < kStagedBatch; ++u) batch[u] = read(e, e + u * kWarpSize < end ? u : 0);
+#pragma unroll
+    for (int u = 0; u < kStagedBatch; ++u)
+      if (e + u * kWarpSize < end) write(e, u, batch[u]);
   }
 
   const Plan& plan_;
