@@ -79,25 +79,22 @@ class Tile {
 
   __device__ int64_t begin() const { return begin_; }
   __device__ bool exists(int i) const { return i < count_; }
-  // An access that exists, instead of one behind the end.
-  template <int N = 1>
-  __device__ int nearest(int i) const {
-    return i < count_ - N ? i : count_ - N;
-  }
+  // An entry that exists, instead of one behind the end.
+  __device__ int nearest(int i) const { return i < count_ - 1 ? i : count_ - 1; }
 
   // The vector's first entry, whichever block holds it.
   __device__ T first(const Operand<const In>& from) const {
     return live_ ? widen(load_constant(from.at - (from.one_run(from.shape) ? begin_ * from.strides.n2 : 0))) : T(0);
   }
 
-  // Accesses i, i + step, ... of the share from global memory. Behind the end another access is repeated, so that no
-  // branch keeps the loads apart; single entries are `padding` there.
+  // Accesses i, i + step, ... of the share from global memory. Packs exist; behind the end another entry is read once
+  // more, so that no branch keeps the loads apart, and `padding` takes its place.
   template <int U, int N>
   __device__ __forceinline__ void load(const Operand<const In>& from, int i, int step, T (&x)[U][N], T padding) const {
     if constexpr (N > 1) {
       uint4 raw[U];
 #pragma unroll
-      for (int u = 0; u < U; ++u) raw[u] = load_constant_pack(from.at + nearest<N>(i + u * step));
+      for (int u = 0; u < U; ++u) raw[u] = load_constant_pack(from.at + i + u * step);
 #pragma unroll
       for (int u = 0; u < U; ++u) unpack<In>(raw[u], x[u]);
     } else {
@@ -174,7 +171,9 @@ class Tile {
   // The same where other tensors take part, with the accesses of the first pass and its body's arguments.
   template <class Source, class Body, class Flush>
   __device__ void pass(const Source& source, Body body, Flush flush) const {
-    run<kPacked, kBatch / kTensors, kPack<In> <= 4 ? 2 : 1, Source>(
+    // More doubles of two tensors than those of a pack each would be spilled.
+    constexpr int kPacks = kPack<In> == 4 || (kPack<In> == 2 && kTensors == 1) ? 2 : 1;
+    run<kPacked, kBatch / kTensors, kPacks, Source>(
         packs(), count_, flush,
         [&](int i, int step, auto& x, auto& beside) {
           again(source, i, step, x);
@@ -224,24 +223,33 @@ class Tile {
     const int step = int(blockDim.x >> plan_.column_bits) * N, period = step * (tuning::kFlush / N);
     for (int i = int(threadIdx.x >> plan_.column_bits) * N; i < end;) {
       const int stop = end - i > period ? i + period : end;
-#pragma unroll 1
-      for (; i < stop; i += U * step) {
-        T x[U][N];
-        typename Source::template Beside<U, N> beside;
-        gather(i, step, x, beside);
-#pragma unroll
-        for (int u = 0; u < U; ++u)
-          if (u == 0 || i + u * step < stop) visit(i + u * step, x[u], beside, u);
-      }
+      run_batches<N, U, Source>(i, step, stop, gather, visit);
       flush();
     }
+  }
+  // Batches of packs are whole, and what is left is taken in smaller ones: the compiler moves a load whose use depends
+  // on a condition behind that, and so behind the use of the loads before. Loads of single entries it leaves together;
+  // the last batch of them may reach beyond the end.
+  template <int N, int U, class Source, class Gather, class Visit>
+  __device__ __forceinline__ void run_batches(int& i, int step, int stop, Gather gather, Visit visit) const {
+    constexpr bool kWhole = N > 1;
+#pragma unroll 1
+    for (; i < (kWhole ? stop - (U - 1) * step : stop); i += U * step) {
+      T x[U][N];
+      typename Source::template Beside<U, N> beside;
+      gather(i, step, x, beside);
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        if (kWhole || u == 0 || i + u * step < stop) visit(i + u * step, x[u], beside, u);
+    }
+    if constexpr (kWhole && U > 1) run_batches<N, U / 2, Source>(i, step, stop, gather, visit);
   }
 
   template <class Source, int U, int N>
   __device__ void again(const Source& source, int i, int step, T (&x)[U][N]) const {
     if (plan_.resident) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) recall(u == 0 || i + u * step < end() ? i + u * step : i, x[u]);
+      for (int u = 0; u < U; ++u) recall(N > 1 || u == 0 || i + u * step < end() ? i + u * step : i, x[u]);
       return;
     }
     if constexpr (kPacked || N == 1) source.read(i, step, x);
