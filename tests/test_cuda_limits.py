@@ -3,6 +3,8 @@ that have to repeat whatever the order in which blocks and warps run."""
 
 import mmap
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -179,6 +181,86 @@ def test_a_refused_launch_is_an_error_with_the_functions_name(emulated, monkeypa
     }.items():
         with pytest.raises(RuntimeError, match=f"CUDA error in {name}: .*({message})"):
             call()
+
+
+# ---- clusters ----
+
+
+@pytest.fixture
+def emulator(emulated):
+    """The emulated device, with so little shared memory that short vectors need large clusters."""
+    device = simt.Device(simt.load("_C_simt"))
+    small = {device.SHARED_MEMORY_AT_FIRST: 12 << 10, device.SHARED_MEMORY_PER_BLOCK: 12 << 10}
+    with device.changed({**small, device.SHARED_MEMORY_PER_MULTIPROCESSOR: 26 << 10}):
+        yield device
+
+
+NO_CLUSTERS = {simt.Device.CLUSTER_LAUNCH: 0}
+NONE_OF_16 = {simt.Device.CLUSTERS_AT_ONCE + 16: 0}
+NONE_OF_8 = {**NONE_OF_16, simt.Device.CLUSTERS_AT_ONCE + 8: 0}
+OLD_CODE = {simt.Device.CAPABILITY_MAJOR: 8}
+
+
+@pytest.mark.parametrize(
+    ("n", "device", "blocks"),
+    [
+        (30000, {}, 16),
+        (30000, NONE_OF_16, 1),
+        (30000, NO_CLUSTERS, 1),
+        (15000, {}, 8),
+        (15000, NONE_OF_16, 8),
+        (15000, NONE_OF_8, 1),
+        (15000, OLD_CODE, 1),
+        (6000, NONE_OF_8, 4),
+        (6000, NO_CLUSTERS, 1),
+    ],
+)
+def test_clusters_are_no_larger_than_the_device_runs(emulator, n, device, blocks):
+    """Where they would have to be, a grid takes their place."""
+    with emulator.changed(device):
+        emulator.take_clusters()
+        x = torch.randn(1, n, requires_grad=True)
+        y = soft_binary_argmax(x, 50.5)
+        (grad,) = torch.autograd.grad(y, x, torch.arange(n).view(1, n).float())
+        value = hypersimplex_loss(x.detach().view(n, 1), torch.ones(n, 1) * (x.detach().view(n, 1) > 2))
+        assert set(emulator.take_clusters()[:3]) == {blocks}
+    assert_projection(y, x.detach(), 50.5, 1.0, 1)
+    assert grad.isfinite().all()
+    assert value.isfinite()
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(15, 8), (16, 4), (32, 4), (33, 2), (66, 2), (67, 1)])
+def test_no_cluster_waits_for_another_so_that_each_may_be_larger(emulated, rows, blocks):
+    device = simt.Device(simt.load("_C_simt"))
+    with device.changed({device.MULTIPROCESSORS: 136}):
+        device.take_clusters()
+        y = soft_binary_argmax(x := torch.randn(rows, 8192), 7)
+        assert device.take_clusters() == [blocks]
+    assert_projection(y, x, 7, 1.0, 1)
+
+
+# ---- threads ----
+
+
+def test_threads_with_different_shapes_leave_each_other_shared_memory(emulated, monkeypatch):
+    """Both need more than kernels have at first; the emulator also reports a limit that is lowered."""
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", "block:threads=64")
+    inputs = [torch.randn(1, n) for n in (20000, 40000)]
+    expected = [soft_binary_argmax(x, 9) for x in inputs]
+    both = threading.Barrier(len(inputs))
+
+    def calls(x):
+        results = []
+        for _ in range(4):
+            both.wait()
+            results.append(soft_binary_argmax(x, 9))
+        return results
+
+    device = simt.Device(simt.load("_C_simt"))
+    with device.changed({device.MULTIPROCESSORS: 3}), ThreadPoolExecutor(len(inputs)) as pool:
+        for y, results in zip(expected, pool.map(calls, inputs), strict=True):
+            for result in results:
+                assert torch.equal(result, y)
 
 
 # ---- repetition ----

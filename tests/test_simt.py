@@ -232,13 +232,55 @@ def test_launches_beyond_the_device_are_refused(faults, arguments, message):
 def test_the_device_can_be_changed(faults):
     device = simt.Device(faults)
     faults.empty(16, 1024, 0, 8, False)
-    count, device[device.MULTIPROCESSORS] = device[device.MULTIPROCESSORS], 1
-    try:
-        with pytest.raises(RuntimeError, match="too many blocks"):
-            faults.empty(3, 1024, 0, 1, True)
-    finally:
-        device[device.MULTIPROCESSORS] = count
+    with device.changed({device.MULTIPROCESSORS: 1}), pytest.raises(RuntimeError, match="too many blocks"):
+        faults.empty(3, 1024, 0, 1, True)
     faults.empty(3, 1024, 0, 1, True)
+
+
+def test_a_changed_device_knows_nothing_of_what_kernels_were_allowed(faults):
+    device = simt.Device(faults)
+    assert faults.set_shared_limit(100_000) == 100_000
+    faults.empty(1, 32, 100_000, 1, False)
+    with device.changed({device.MULTIPROCESSORS: 1}), pytest.raises(RuntimeError, match="invalid argument"):
+        faults.empty(1, 32, 100_000, 1, False)
+
+
+def test_clusters_at_once(faults):
+    device = simt.Device(faults)
+    with device.changed({device.MULTIPROCESSORS: 132}):
+        assert [faults.clusters_at_once(size, False) for size in (2, 4, 8)] == [66, 32, 15]
+        with pytest.raises(RuntimeError, match="cluster misconfiguration"):
+            faults.clusters_at_once(16, False)
+        assert faults.clusters_at_once(16, True) == 7
+        with pytest.raises(RuntimeError, match="cluster misconfiguration"):
+            faults.clusters_at_once(32, True)
+    with device.changed({device.CLUSTERS_AT_ONCE + 8: 0, device.CLUSTERS_AT_ONCE + 16: 0}):
+        faults.empty(4, 32, 0, 4, False)
+        assert faults.clusters_at_once(8, False) == 0
+        with pytest.raises(RuntimeError, match="invalid configuration"):
+            faults.empty(8, 32, 0, 8, False)
+    with device.changed({device.CLUSTER_LAUNCH: 0}):
+        assert faults.clusters_at_once(2, False) == 0
+        with pytest.raises(RuntimeError, match="invalid configuration"):
+            faults.empty(2, 32, 0, 2, False)
+
+
+def test_clusters_of_launches_are_recorded(faults):
+    device = simt.Device(faults)
+    device.take_clusters()
+    for size in (1, 4, 8):
+        faults.empty(16, 32, 0, size, False)
+    assert device.take_clusters() == [1, 4, 8]
+    assert device.take_clusters() == []
+
+
+def test_a_limit_of_shared_memory_that_is_lowered(faults):
+    device = simt.Device(faults)
+    with device.changed({device.MULTIPROCESSORS: 5}):
+        for size in (60_000, 100_000, 100_000):
+            assert faults.set_shared_limit(size) == size
+        with pytest.raises(RuntimeError, match=r"empty_kernel.*: the limit .* is lowered from 100000 to 60000 bytes"):
+            faults.set_shared_limit(60_000)
 
 
 # ---- arithmetic ----

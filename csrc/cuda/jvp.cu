@@ -243,7 +243,9 @@ Plan plan_of(JvpArgs& args) {
   Layout layout(args.shape, args.dtype,
                 {{args.x, &args.x_strides}, {args.v, &args.v_strides}, {args.out, &args.out_strides}});
   size_t column = args.dtype == DType::kFloat64 ? sizeof(ProductColumn<double>) : sizeof(ProductColumn<float>);
-  return Planner(layout.problem(column, true), device_limits()).choose(true);
+  const void* kernel = for_storage_type(
+      args.dtype, [](auto storage) { return address_of(multiply_team<typename decltype(storage)::type>); });
+  return Planner(layout.problem(column, true), device_limits(kernel)).choose(true);
 }
 
 }  // namespace

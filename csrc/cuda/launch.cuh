@@ -3,23 +3,19 @@
 
 #include <initializer_list>
 
+#include "device.cuh"
 #include "tile.cuh"
 
 namespace hypersimplex {
 namespace cuda {
 
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
-}
-
-// Calls body(Storage<In>{}) for the type of the elements.
+// body(Storage<In>{}) for the type of the elements.
 template <class In>
 struct Storage {
   using type = In;
 };
 template <class Body>
-void for_storage_type(DType dtype, Body body) {
+auto for_storage_type(DType dtype, Body body) {
   switch (dtype) {
     case DType::kFloat32:
       return body(Storage<float>{});
@@ -31,21 +27,6 @@ void for_storage_type(DType dtype, Body body) {
       return body(Storage<__nv_bfloat16>{});
   }
   throw std::invalid_argument("dtype must be a code from 0 to 3, got " + std::to_string(int(dtype)));
-}
-
-inline Limits device_limits() {
-  int device = 0, major = 0;
-  Limits limits{};
-  auto attribute = [&](int* value, cudaDeviceAttr which) {
-    check(cudaDeviceGetAttribute(value, which, device), "cudaDeviceGetAttribute");
-  };
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  attribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount);
-  attribute(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  attribute(&limits.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  attribute(&major, cudaDevAttrComputeCapabilityMajor);
-  limits.clusters = major >= 9;
-  return limits;
 }
 
 // How the tensors of a call lie in memory, taken together. Where every tensor's (n1, n2) is one run with one stride,
@@ -123,16 +104,13 @@ void launch(const Plan& plan, void* stream, const char* name, void (*kernel)(Par
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {unsigned(plan.blocks), 1, 1};
     config.numAttrs = 1;
-    if (plan.blocks > tuning::kPortableCluster)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
   } else if (plan.regime == Regime::kGrid) {
     attribute.id = cudaLaunchAttributeCooperative;  // all blocks are resident, so they can wait for one another
     attribute.val.cooperative = 1;
     config.numAttrs = 1;
   }
   constexpr int kAlwaysAllowed = 48 << 10;
-  if (plan.shared_bytes > kAlwaysAllowed)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes), name);
+  if (plan.shared_bytes > kAlwaysAllowed) once<allow_shared_memory>(address_of(kernel));
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 

@@ -310,7 +310,9 @@ Plan forward_plan(LossArgs& args) {
       args.shape, args.dtype,
       {{args.x, &args.x_strides}, {args.target, &args.target_strides, args.target_kind == TargetKind::kDense}});
   size_t column = args.dtype == DType::kFloat64 ? sizeof(LossColumn<double>) : sizeof(LossColumn<float>);
-  return Planner(layout.problem(column), device_limits()).choose(false);
+  const void* kernel = for_storage_type(
+      args.dtype, [](auto storage) { return address_of(loss_team<typename decltype(storage)::type>); });
+  return Planner(layout.problem(column), device_limits(kernel)).choose(false);
 }
 
 Plan backward_plan(LossArgs& args, LossBackward& backward) {

@@ -144,7 +144,9 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
 Plan plan_of(ThresholdArgs& args) {
   Layout layout(args.shape, args.dtype, {{args.x, &args.x_strides}, {args.y, &args.y_strides}});
   size_t column = args.dtype == DType::kFloat64 ? sizeof(Column<double>) : sizeof(Column<float>);
-  return Planner(layout.problem(column), device_limits()).choose(true);
+  const void* kernel = for_storage_type(
+      args.dtype, [](auto storage) { return address_of(project_team<typename decltype(storage)::type>); });
+  return Planner(layout.problem(column), device_limits(kernel)).choose(true);
 }
 
 }  // namespace

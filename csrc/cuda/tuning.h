@@ -2,8 +2,9 @@
 //
 //   short     a group of 1 to 32 lanes per vector, entries in registers           n up to 1024 (512 for float64)
 //   block     a block per tile, entries in shared memory                          a tile up to half a multiprocessor's
-//   cluster   a cluster of 2 to 16 blocks per tile, shared memory of all of them  16 times as much (compute capability
-//   9) grid      several blocks per tile that meet in global memory, entries read again from there
+//   cluster   a cluster of 2 to 16 blocks per tile, shared memory of all of them  16 times as much, where the device
+//                                                                                 runs clusters of so many blocks
+//   grid      several blocks per tile that meet in global memory, entries read again from there
 //
 // The kernels that order and pool divide vectors in their own way, rows.cuh: short, block and grid mean warps, a block
 // and several launches there.
@@ -46,6 +47,7 @@ constexpr int kPassEntries = 4;          // entries at least of each of them,
 constexpr int kPassBlocks = 8;           // and blocks at most per multiprocessor, if each tile gets one
 constexpr int kLineBytes = 128;          // of memory, the width of a tile in such a pass
 constexpr int kPortableCluster = 8, kLargestCluster = 16;
+constexpr int kClusterSizes = 4;                        // powers of two, from 2 blocks to the largest
 constexpr int kSortThreads = 512;                       // per block at most: entries take most of the registers
 constexpr int kPoolThreads = 512;                       // per vector that is pooled in one block,
 constexpr int kPoolTileThreads = 128;                   // and per tile of a longer one
@@ -61,7 +63,7 @@ constexpr int kStagedBytes = tuning::kShortBytes * 33;
 
 struct Limits {
   int multiprocessors, shared_per_block, shared_per_multiprocessor;
-  bool clusters;
+  int clusters[tuning::kClusterSizes];  // of 2, 4, 8 and 16 blocks that run at once
 };
 
 struct Problem {
@@ -242,6 +244,12 @@ class Planner {
     return tile_bytes(ceil_div(p_.n, blocks) + 16, columns) + fixed_bytes(columns) <= shared;
   }
   int64_t tiles_of(int columns) const { return p_.lines * ceil_div(p_.lanes, columns); }
+  // How many clusters of `blocks` blocks run at once.
+  int64_t clusters(int blocks) const {
+    int size = 0;
+    while (2 << size < blocks) ++size;
+    return size < tuning::kClusterSizes ? d_.clusters[size] : 0;
+  }
 
   Plan team_plan() const {
     // Wide tiles read long runs of memory, narrow ones are many: the widest that still fills the device, if any does.
@@ -251,16 +259,19 @@ class Planner {
     if (half > d_.shared_per_block) half = d_.shared_per_block;
     for (int width = widest; width >= narrowest; width /= 2) {
       int64_t tiles = tiles_of(width);
-      int blocks = 1, most = d_.clusters ? tuning::kPortableCluster : 1;
+      int blocks = 1, most = 1;
+      while (most < tuning::kPortableCluster && clusters(2 * most) > 0) most *= 2;
       while (blocks < most && !fits(width, blocks, half)) blocks *= 2;
       if (!fits(width, blocks, half)) continue;
-      while (blocks < most && tiles * blocks * 2 <= d_.multiprocessors && p_.n >= 2 * blocks * tuning::kLeastShare)
+      // More blocks per tile only as long as no tile has to wait for another.
+      while (blocks < most && tiles * blocks * 2 <= d_.multiprocessors && tiles <= clusters(2 * blocks) &&
+             p_.n >= 2 * blocks * tuning::kLeastShare)
         blocks *= 2;
       if (tiles * blocks >= d_.multiprocessors || width == narrowest)
         return build(blocks > 1 ? Regime::kCluster : Regime::kBlock, width, blocks, true);
     }
-    for (int blocks = 1; blocks <= (d_.clusters ? tuning::kLargestCluster : 1); blocks *= 2)
-      if (fits(narrowest, blocks, d_.shared_per_block))
+    for (int blocks = 1; blocks <= tuning::kLargestCluster; blocks *= 2)
+      if ((blocks == 1 || clusters(blocks) > 0) && fits(narrowest, blocks, d_.shared_per_block))
         return build(blocks > 1 ? Regime::kCluster : Regime::kBlock, narrowest, blocks, true);
     return stream_plan();
   }

@@ -11,11 +11,13 @@ which makes load() take them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -86,8 +88,11 @@ class Device:
 
     MULTIPROCESSORS = 16
     CAPABILITY_MAJOR = 75
+    SHARED_MEMORY_AT_FIRST = 8  # per block; more than that a kernel has to ask for
+    SHARED_MEMORY_PER_MULTIPROCESSOR = 81
     SHARED_MEMORY_PER_BLOCK = 97
     CLUSTER_LAUNCH = 120
+    CLUSTERS_AT_ONCE = 1000  # and 2, 4, 8 or 16: how many clusters of so many blocks
 
     def __init__(self, module: ModuleType) -> None:
         assert module.__file__ is not None
@@ -95,6 +100,7 @@ class Device:
         library.simt_set_seed.argtypes = [ctypes.c_uint64]
         library.simt_get_seed.restype = ctypes.c_uint64
         library.simt_take_launches.restype = ctypes.c_char_p
+        library.simt_take_clusters.restype = ctypes.c_char_p
         library.simt_take_streams.restype = ctypes.c_char_p
         self._library = library
 
@@ -112,11 +118,28 @@ class Device:
         return int(self._library.simt_get_attribute(attribute))
 
     def __setitem__(self, attribute: int, value: int) -> None:
+        """Put another device in its place, with another number, that differs in this."""
         self._library.simt_set_attribute(attribute, value)
+
+    @contextlib.contextmanager
+    def changed(self, attributes: dict[int, int]) -> Iterator[None]:
+        """A device that differs in these, for a while."""
+        before = {attribute: self[attribute] for attribute in attributes}
+        try:
+            for attribute, value in attributes.items():
+                self[attribute] = value
+            yield
+        finally:
+            for attribute, value in before.items():
+                self[attribute] = value
 
     def take_launches(self) -> list[str]:
         """The names of the kernels launched since the last call."""
         return self._library.simt_take_launches().decode().splitlines()
+
+    def take_clusters(self) -> list[int]:
+        """Blocks per cluster of each launch since the last call."""
+        return [int(line) for line in self._library.simt_take_clusters().decode().splitlines()]
 
     def take_streams(self) -> list[int]:
         """The streams that launches, memsets and copies were put on since the last call."""

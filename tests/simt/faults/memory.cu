@@ -61,3 +61,25 @@ void trap() { launch({1, 1}, trap_kernel); }
 void empty(int blocks, int threads, int shared_bytes, int cluster, bool cooperative) {
   launch({unsigned(blocks), unsigned(threads), size_t(shared_bytes), unsigned(cluster), cooperative}, empty_kernel);
 }
+int clusters_at_once(int cluster, bool allowed) {
+  if (allowed) cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = unsigned(cluster);
+  config.blockDim = 1024;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  int clusters = -1;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, empty_kernel, &config);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return clusters;
+}
+int set_shared_limit(int bytes) {
+  const cudaError_t error = cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  cudaFuncAttributes attributes{};
+  cudaFuncGetAttributes(&attributes, empty_kernel);
+  return attributes.maxDynamicSharedSizeBytes;
+}

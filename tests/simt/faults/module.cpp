@@ -37,6 +37,8 @@ PYBIND11_MODULE(_simt_faults, m) {
   SIMT_BIND(failed_assertion);
   SIMT_BIND(trap);
   SIMT_BIND(empty);
+  SIMT_BIND(clusters_at_once);
+  SIMT_BIND(set_shared_limit);
   SIMT_BIND(through_half);
   SIMT_BIND(through_bfloat16);
   SIMT_BIND(half_of_bits);

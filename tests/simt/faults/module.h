@@ -42,6 +42,8 @@ float read_fresh_shared();
 void failed_assertion();
 void trap();
 void empty(int blocks, int threads, int shared_bytes, int cluster, bool cooperative);
+int clusters_at_once(int cluster, bool allowed);
+int set_shared_limit(int bytes);
 
 // numbers.cu
 float through_half(double v);

@@ -4,12 +4,18 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 
 #include "scheduler.h"
 
 namespace {
 
-// A device of compute capability 9.0, small enough that grids which fill it are quick to run.
+// Behind the attributes that CUDA has: how many clusters of 2, 4, 8 and 16 blocks run at once. Which multiprocessors
+// can form one is nowhere to be read on a real device either.
+constexpr int kClustersAtOnce = 1000;
+
+// A device of compute capability 9.0, small enough that grids which fill it are quick to run, but with the clusters of
+// an H100.
 std::map<int, int> attributes = {
     {cudaDevAttrMaxThreadsPerBlock, 1024},
     {cudaDevAttrMaxGridDimX, 2147483647},
@@ -27,22 +33,34 @@ std::map<int, int> attributes = {
     {cudaDevAttrMaxBlocksPerMultiprocessor, 32},
     {cudaDevAttrReservedSharedMemoryPerBlock, 1 << 10},
     {cudaDevAttrClusterLaunch, 1},
+    {kClustersAtOnce + 2, 66},
+    {kClustersAtOnce + 4, 32},
+    {kClustersAtOnce + 8, 15},
+    {kClustersAtOnce + 16, 7},
 };
+// Its number. One that has been changed is another one, of which nothing is known yet.
+int device_number = 0;
 constexpr unsigned kPortableClusterSize = 8, kClusterSize = 16;
 
 struct Function {
-  int shared_bytes = 48 << 10;
+  int shared_bytes = attributes[cudaDevAttrMaxSharedMemoryPerBlock];
   bool large_clusters = false;
 };
 std::map<const void*, Function> functions;
 std::mutex lock;
 thread_local cudaError_t last_error = cudaSuccess;
 std::vector<const void*> launches;
+std::vector<unsigned> clusters;  // blocks per cluster of these launches
 std::vector<cudaStream_t> streams;
 
 cudaError_t result(cudaError_t error) { return error == cudaSuccess ? error : last_error = error; }
 
 unsigned volume(dim3 size) { return size.x * size.y * size.z; }
+
+int clusters_at_once(unsigned blocks) {
+  auto found = attributes.lower_bound(kClustersAtOnce + int(blocks));
+  return attributes[cudaDevAttrClusterLaunch] && found != attributes.end() ? found->second : 0;
+}
 
 cudaError_t check(const simt::Launch& launch, const Function& function) {
   dim3 grid = launch.grid, cluster = launch.cluster;
@@ -55,7 +73,7 @@ cudaError_t check(const simt::Launch& launch, const Function& function) {
   if (blocks == 0 || blocks > (function.large_clusters ? kClusterSize : kPortableClusterSize) || grid.x % cluster.x ||
       grid.y % cluster.y || grid.z % cluster.z)
     return cudaErrorInvalidConfiguration;
-  if (blocks > 1 && !attributes[cudaDevAttrClusterLaunch]) return cudaErrorInvalidConfiguration;
+  if (blocks > 1 && clusters_at_once(blocks) == 0) return cudaErrorInvalidConfiguration;
   int resident = simt::blocks_per_multiprocessor(int(threads), launch.shared_bytes);
   if (launch.cooperative && volume(grid) > unsigned(resident * attributes[cudaDevAttrMultiProcessorCount]))
     return cudaErrorCooperativeLaunchTooLarge;
@@ -80,6 +98,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
     cudaError_t error = check(launch, functions[kernel]);
     if (error != cudaSuccess) return result(error);
     launches.push_back(kernel);
+    clusters.push_back(volume(launch.cluster));
   }
   use(config.stream);
   run(launch);
@@ -96,6 +115,10 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
   Function& function = functions[kernel];
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
     if (value < 0 || value > attributes[cudaDevAttrMaxSharedMemoryPerBlockOptin]) return result(cudaErrorInvalidValue);
+    if (value < function.shared_bytes)
+      throw std::runtime_error("kernel " + function_name(kernel) + ": the limit of its shared memory is lowered from " +
+                               std::to_string(function.shared_bytes) + " to " + std::to_string(value) +
+                               " bytes, and another thread may be about to launch it");
     function.shared_bytes = value;
   } else if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
     function.large_clusters = value != 0;
@@ -111,15 +134,30 @@ int blocks_per_multiprocessor(int threads, size_t shared_bytes) {
   return std::min(attributes[cudaDevAttrMaxBlocksPerMultiprocessor], std::min(by_threads, by_memory));
 }
 
-int active_clusters(const cudaLaunchConfig_t& config) {
+cudaFuncAttributes attributes_of(const void* kernel) {
+  std::lock_guard<std::mutex> guard(lock);
+  cudaFuncAttributes known;
+  known.maxThreadsPerBlock = attributes[cudaDevAttrMaxThreadsPerBlock];
+  known.ptxVersion = known.binaryVersion =
+      10 * attributes[cudaDevAttrComputeCapabilityMajor] + attributes[cudaDevAttrComputeCapabilityMinor];
+  known.maxDynamicSharedSizeBytes = functions[kernel].shared_bytes;
+  return known;
+}
+
+cudaError_t active_clusters(int& clusters, const void* kernel, const cudaLaunchConfig_t& config) {
+  std::lock_guard<std::mutex> guard(lock);
   unsigned blocks = 1;
   for (unsigned i = 0; i < config.numAttrs; ++i)
     if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) {
       const auto& size = config.attrs[i].val.clusterDim;
       blocks = size.x * size.y * size.z;
     }
-  int resident = blocks_per_multiprocessor(int(volume(config.blockDim)), config.dynamicSmemBytes);
-  return resident * attributes[cudaDevAttrMultiProcessorCount] / int(blocks);
+  const Function& function = functions[kernel];
+  if (blocks > (function.large_clusters ? kClusterSize : kPortableClusterSize) || volume(config.gridDim) % blocks)
+    return result(cudaErrorInvalidClusterSize);
+  if (config.dynamicSmemBytes > size_t(function.shared_bytes)) return result(cudaErrorInvalidValue);
+  clusters = clusters_at_once(blocks);
+  return cudaSuccess;
 }
 
 }  // namespace simt
@@ -138,6 +176,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorCooperativeLaunchTooLarge:
       return "cudaErrorCooperativeLaunchTooLarge";
+    case cudaErrorInvalidClusterSize:
+      return "cudaErrorInvalidClusterSize";
   }
   return "unrecognized error code";
 }
@@ -154,6 +194,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
+    case cudaErrorInvalidClusterSize:
+      return "cluster misconfiguration";
   }
   return "unrecognized error code";
 }
@@ -166,17 +208,17 @@ cudaError_t cudaGetLastError() {
 cudaError_t cudaPeekAtLastError() { return last_error; }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = device_number;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = device_number + 1;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaSetDevice(int device) { return result(device == device_number ? cudaSuccess : cudaErrorInvalidDevice); }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return result(cudaErrorInvalidDevice);
+  if (device != device_number) return result(cudaErrorInvalidDevice);
   auto found = attributes.find(attribute);
   if (found == attributes.end()) return result(cudaErrorInvalidValue);
   *value = found->second;
@@ -200,7 +242,13 @@ extern "C" __attribute__((noreturn, visibility("hidden"))) void __assert_fail(co
 
 SIMT_EXPORT void simt_set_seed(uint64_t value) { simt::seed = value; }
 SIMT_EXPORT uint64_t simt_get_seed() { return simt::seed; }
-SIMT_EXPORT void simt_set_attribute(int attribute, int value) { attributes[attribute] = value; }
+SIMT_EXPORT void simt_set_attribute(int attribute, int value) {
+  std::lock_guard<std::mutex> guard(lock);
+  if (attributes[attribute] == value) return;
+  attributes[attribute] = value;
+  functions.clear();
+  ++device_number;
+}
 SIMT_EXPORT int simt_get_attribute(int attribute) { return attributes[attribute]; }
 // The kernels launched since the last call, a name per line; valid until the next call.
 SIMT_EXPORT const char* simt_take_launches() {
@@ -209,6 +257,15 @@ SIMT_EXPORT const char* simt_take_launches() {
   taken.clear();
   for (const void* kernel : launches) taken += simt::function_name(kernel) + "\n";
   launches.clear();
+  return taken.c_str();
+}
+// Blocks per cluster of the launches since the last call, one number per line; likewise.
+SIMT_EXPORT const char* simt_take_clusters() {
+  static std::string taken;
+  std::lock_guard<std::mutex> guard(lock);
+  taken.clear();
+  for (unsigned blocks : clusters) taken += std::to_string(blocks) + "\n";
+  clusters.clear();
   return taken.c_str();
 }
 // The streams that launches, memsets and copies were put on since the last call, one number per line; likewise.

@@ -161,6 +161,9 @@ void __tsan_write_range(void* address, size_t bytes) {
   simt::watch(address, bytes, simt::Kind::kStore, __builtin_return_address(0));
 }
 
+// The guard of a static variable in a function, on the host.
+uint8_t __tsan_atomic8_load(const volatile uint8_t* address, int order) { return __atomic_load_n(address, order); }
+
 // Clang's calls for what it would otherwise leave to the C library.
 void* __tsan_memset(void* to, int byte, size_t bytes) {
   __tsan_write_range(to, bytes);

@@ -14,6 +14,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
   cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorInvalidClusterSize = 912,
 };
 using cudaError = cudaError_t;
 
@@ -84,6 +85,11 @@ enum cudaFuncAttribute {
   cudaFuncAttributeNonPortableClusterSizeAllowed = 15,
 };
 
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes = 0;
+  int maxThreadsPerBlock = 0, ptxVersion = 0, binaryVersion = 0, maxDynamicSharedSizeBytes = 0;
+};
+
 enum cudaLaunchAttributeID {
   cudaLaunchAttributeIgnore = 0,
   cudaLaunchAttributeCooperative = 2,
@@ -118,8 +124,9 @@ namespace simt {
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(const void*),
                    const void* arguments);
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
+cudaFuncAttributes attributes_of(const void* kernel);
 int blocks_per_multiprocessor(int threads, size_t shared_bytes);
-int active_clusters(const cudaLaunchConfig_t& config);
+cudaError_t active_clusters(int& clusters, const void* kernel, const cudaLaunchConfig_t& config);
 
 template <class Kernel>
 const void* address(Kernel* kernel) {
@@ -147,13 +154,18 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, in
 }
 
 template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel* kernel) {
+  *attributes = simt::attributes_of(simt::address(kernel));
+  return cudaSuccess;
+}
+
+template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int threads, size_t shared_bytes) {
   *blocks = simt::blocks_per_multiprocessor(threads, shared_bytes);
   return cudaSuccess;
 }
 
 template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t* config) {
-  *clusters = simt::active_clusters(*config);
-  return cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel* kernel, const cudaLaunchConfig_t* config) {
+  return simt::active_clusters(*clusters, simt::address(kernel), *config);
 }
