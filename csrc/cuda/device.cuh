@@ -56,8 +56,7 @@ inline int allow_shared_memory(int device, const void* kernel) {
 inline void ask_clusters(int device, const void* kernel, Limits& limits) {
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
-  constexpr int kFirstWithClusters =
-      90;  // code for what came before, translated for this device, knows nothing of them
+  constexpr int kFirstWithClusters = 90;  // older code, translated for this device, would not wait for its cluster
   if (!ask_attribute(device, cudaDevAttrClusterLaunch) || attributes.ptxVersion < kFirstWithClusters) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute");
   for (int i = 0; i < tuning::kClusterSizes; ++i) {
