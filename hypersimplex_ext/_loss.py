@@ -125,8 +125,8 @@ class _FusedLoss(Function):
             except (TypeError, ValueError) as error:  # the gradient is as the loss: only what was saved can be wrong
                 raise _ops.ChangedError(error) from error
         # To be differentiated again, batched, or with other strides than when they were saved.
-        _ops.check_saved("x", x, call.loss.dtype, call.shapes[0], call.loss.device)
-        _ops.check_saved("target", others[0], call.target_dtype(), call.shapes[1], call.loss.device)
+        _ops.check_saved("x", x, call.loss.dtype, call.shapes[0], call.device)
+        _ops.check_saved("target", others[0], call.target_dtype(), call.shapes[1], call.device)
         return _loss_ops.loss_backward(grad, state, x, *others, *call.settings), None, None
 
 

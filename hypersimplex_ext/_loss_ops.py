@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from ._ops import (
     check_vectors,
     describe,
     expanded,
+    maker,
 )
 
 STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
@@ -94,8 +96,11 @@ class LossCall(NamedTuple):
     shapes: tuple[torch.Size, torch.Size]  # of logits and targets
     strides: tuple[tuple[int, ...], tuple[int, ...]]
     samples: int
-    loss: Tensor  # what the results are like, as torch.empty_like takes half the time of Tensor.new_empty
-    state: Tensor  # but for its strides
+    device: torch.device
+    loss: Tensor  # what the results are like, but on the CPU
+    state: Tensor
+    new_loss: Callable[[], Tensor]  # their memory
+    new_state: Callable[[], Tensor]
     grad_format: torch.memory_format
     settings: tuple[Any, ...]
 
@@ -103,18 +108,14 @@ class LossCall(NamedTuple):
         """What targets are given as."""
         return self.loss.dtype if self.shapes[0] == self.shapes[1] else torch.int64
 
-    def new_state(self) -> Tensor:
-        """The memory of a state."""
-        return torch.empty_like(self.state, memory_format=torch.contiguous_format)
-
     def forward(self, tensors: LossTensors) -> Tensor:
         """The loss; the state is filled."""
         if tensors[3] is not None:
             check_values("k", tensors[3], self.samples)
         if tensors[4] is not None:
             check_temperatures(tensors[4])
-        loss = torch.empty_like(self.loss)
-        self.backend.call(self.kernels.forward, loss.device, tensors, loss)
+        loss = self.new_loss()
+        self.backend.call(self.kernels.forward, self.device, tensors, loss)
         return loss
 
     def backward(self, grad: Tensor, tensors: LossTensors) -> Tensor:
@@ -142,15 +143,19 @@ def _loss_calls(
         return None
     x = torch.empty_strided(shape, strides, device="meta")
     grad_format = _layout.result_format(x, places.samples)
-    loss, state = _loss_forward_fake(torch.empty((0, *shape[1:]), dtype=dtype, device=device))
+    results = _loss_forward_fake(torch.empty((0, *shape[1:]), dtype=dtype, device="meta"))
+    loss, state = (expanded(tuple(t.shape), t.dtype) for t in results)
     return LossCall(
         backend,
         backend.kernels.LossCall(DTYPES[dtype], device.type, device.index or 0, shape, places.dense, *settings),
         (shape, target_shape),
         (strides, target_strides),
         math.prod(places.samples.shape[2:]),
+        device,
         loss,
-        expanded(tuple(state.shape), state.dtype, device),
+        state,
+        maker(loss, device),
+        maker(state, device),
         grad_format,
         settings,
     )

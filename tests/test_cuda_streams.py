@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hypersimplex_ext import _backends, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import _backends, _loss, _loss_ops, _ops, hypersimplex_loss, soft_binary_argmax
 from hypersimplex_ext.nn import HyperSimplexLoss
 from tests import simt
 
@@ -129,6 +129,20 @@ def test_workspace_lies_on_the_device_of_the_call_until_it_returns(recorded):
     assert asked == [device] * 3
     assert len(addresses) == 3
     assert current == [device, None]
+
+
+def test_what_calls_share_lies_in_no_memory_of_a_gpu():
+    """A graph that is captured while the first call of its kind is made would keep its memory from others."""
+    backend = _backends.Backend(simt.load("_C_simt").cuda, _backends._call_cuda, False)
+    device, settings = torch.device("cuda", 0), (0.0, _loss.TARGETS, 0.75, -100, 0.0, 0, _loss.MEAN)
+    shape, strides = torch.Size((SAMPLES, CLASSES)), (CLASSES, 1)
+    projection = _ops._projection_calls(backend, torch.float32, device, shape, strides, 1)
+    loss = _loss_ops._loss_calls(backend, torch.float32, device, shape, strides, shape[:1], (1,), settings)
+    for make in (projection.new_state, loss.new_state, loss.new_loss):
+        (like,) = make.args
+        assert like.device.type == "cpu"
+        assert make.keywords["device"] == device
+    assert not any(isinstance(value, torch.Tensor) and value.is_cuda for value in (*projection, *loss))
 
 
 # ---- on a GPU: streams and devices ----
