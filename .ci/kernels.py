@@ -1,6 +1,7 @@
 """Registers, shared memory and spills of every CUDA kernel, from what `ptxas -v` prints on standard input.
 
-A kernel that spills more than `SPILLS` grants it is an error, and so is a report without kernels.
+A kernel that spills more than `SPILLS` grants it is an error, or one with a stack for other variables, which lie in
+memory where registers are meant; and so is a report without kernels.
 """
 
 import re
@@ -17,7 +18,7 @@ SPILLS = {
 }
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
-SPILL = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 
@@ -29,6 +30,7 @@ class Kernel(NamedTuple):
     architecture: str
     registers: int
     shared: int
+    stack: int
     stores: int
     loads: int
 
@@ -70,13 +72,16 @@ def main() -> int:
         print("error: no kernel in the report")
         return 1
     failures = 0
-    print("| kernel | architecture | registers | shared memory, bytes | spill stores, bytes | spill loads, bytes |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| kernel | architecture | registers | bytes of shared memory | of stack | of spill stores | of spill loads |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for name, kernel in zip(readable([k.symbol for k in kernels]), kernels, strict=True):
         print("|", " | ".join(map(str, (name, *kernel[1:]))), "|")
-        if max(kernel.stores, kernel.loads) > granted(kernel.symbol):
+        if max(kernel.stack, kernel.stores, kernel.loads) > granted(kernel.symbol):
             failures += 1
-            print(f"error: {name}, {kernel.architecture}: spills more than the {granted(kernel.symbol)} bytes granted")
+            what = "has a larger stack" if kernel.stack > max(kernel.stores, kernel.loads) else "spills more"
+            print(f"error: {name}, {kernel.architecture}: {what} than the {granted(kernel.symbol)} bytes granted")
     for name, (most, reason) in SPILLS.items():
         print(f"{name} may spill {most} bytes: {reason}.")
     return 1 if failures else 0
