@@ -26,6 +26,7 @@ lint: $(VENV)/.requirements
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict hypersimplex_ext
+	$(VENV)/bin/python .ci/rooms.py
 	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE)
 
 bench: $(VENV)/.installed

@@ -20,18 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active as transforms_active
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import Function, forward_ad
-from torch.fx.experimental import symbolic_shapes
+from torch.autograd import Function
 
 from . import _ops, _order_ops, reference
+from ._calls import VectorCall
+from ._torch_private import direct, in_forward_mode, inside_derivative, may_change, transforms_active, untransformed
 
 
 def transforming() -> bool:
     """Whether a function transform (torch.func) or forward-mode differentiation is at work."""
-    return transforms_active() or forward_ad._current_level >= 0
+    return transforms_active() or in_forward_mode()
 
 
 def tracing() -> bool:
@@ -49,17 +47,12 @@ def tracing() -> bool:
 # Evaluated while tracing, where dynamo keeps the stack of transforms.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _inside_derivative() -> bool:
-    derivatives = (TransformType.Grad, TransformType.Jvp)
-    return any(interpreter.key() in derivatives for interpreter in retrieve_all_functorch_interpreters())
+    return inside_derivative()
 
 
 def symbolic(value: Any) -> bool:
     """Whether torch.compile is tracing, and this float may be another one in the next call."""
-    traced = torch.compiler.is_compiling() and isinstance(value, float)
-    return traced and _STATIC_VALUES_ARE_TOLD and not symbolic_shapes.has_static_value(value)
-
-
-_STATIC_VALUES_ARE_TOLD = hasattr(symbolic_shapes, "has_static_value")  # not by PyTorch 2.6
+    return torch.compiler.is_compiling() and isinstance(value, float) and may_change(value)
 
 
 def steady(value: Any, like: Tensor) -> Any:
@@ -68,12 +61,6 @@ def steady(value: Any, like: Tensor) -> Any:
     As an argument of an operator such a float can stay what it was in an earlier call (PyTorch issue 197889).
     """
     return like.new_zeros((), dtype=reference.wide_dtype(like.device)).add(value) if symbolic(value) else value
-
-
-def untransformed(function: type[Function]) -> Callable[..., Any]:
-    """Its `apply` without the look at transforms that it takes first, for where there are none."""
-    apply: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]
-    return apply
 
 
 # PyTorch 2.6 makes a batch of whatever comes in the place of a gradient.
@@ -212,7 +199,7 @@ class _Project(Function):
 
 
 def project_directly(
-    x: Tensor, k: float, tau: float, call: _ops.ProjectionCall, with_state: bool
+    x: Tensor, k: float, tau: float, call: VectorCall, with_state: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The projection for one k and one tau, and its state, where nothing but autograd comes before the kernels."""
     if x.requires_grad and torch.is_grad_enabled():
@@ -224,7 +211,7 @@ def project_directly(
 
 class _ProjectDirectly(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, state: Tensor, k: float, tau: float, call: _ops.ProjectionCall) -> Tensor:
+    def forward(ctx: Any, x: Tensor, state: Tensor, k: float, tau: float, call: VectorCall) -> Tensor:
         ctx.save_for_backward(x, state)
         ctx.tau, ctx.call = tau, call
         return call.threshold(x, None, k, None, tau, state)
@@ -233,7 +220,7 @@ class _ProjectDirectly(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, state = ctx.saved_tensors
         tau, call = ctx.tau, ctx.call
-        if not torch.is_grad_enabled() and _ops.direct(grad, x) and x.stride() == call.strides:
+        if not torch.is_grad_enabled() and direct(grad, x) and x.stride() == call.strides:
             try:
                 grad_x = call.jvp(x, grad, state, None, tau)
             except (TypeError, ValueError) as error:  # the gradient is as y was: only what was saved can be wrong

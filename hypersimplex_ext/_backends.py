@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch._C import _dispatch_keys as dispatch_keys
 from torch.compiler import is_dynamo_compiling
+
+from ._torch_private import is_plain
 
 _modules: dict[str, Any] = {}
 _look: Callable[[str, torch.Tensor], None] | None = None
@@ -66,18 +67,6 @@ def _call_cuda(function: Callable[..., None], device: torch.device, *arguments: 
 _CALLS = {"cpu": _call_cpu, "cuda": _call_cuda}
 BACKENDS = {name: Backend(kernels, _CALLS[name], name == "cpu") for name, kernels in _modules.items()}
 _announced: set[str] = set()
-
-
-# The dispatch keys of memory that kernels read as it is. Those of autograd and autocast do not matter, those of tensors
-# of a transform do: the function that torch.func.vjp returns meets them after the transform.
-_WRAPPED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchGradWrapper).add(torch._C.DispatchKey.FuncTorchBatched)
-MATTERING = (torch._C._after_ADInplaceOrView_keyset | _WRAPPED).raw_repr()
-DENSE = {torch._C.DispatchKeySet(key).raw_repr() for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)}
-
-
-def is_plain(t: torch.Tensor) -> bool:
-    """Whether a tensor is plain memory: of no mode, transform, subclass or lazy negation."""
-    return dispatch_keys(t).raw_repr() & MATTERING in DENSE
 
 
 def has_kernels(device: torch.device) -> bool:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _ops, reference
+from . import reference
 from ._backends import check_memory
+from ._calls import DTYPES
 
 
 def tensor(name: str, value: object) -> Tensor:
@@ -26,7 +27,7 @@ def tensor(name: str, value: object) -> Tensor:
 def logits(input: Tensor, name: str = "input") -> None:
     """Raise unless `input` is a real floating-point tensor with at least one dimension."""
     tensor(name, input)
-    if input.dtype not in _ops.DTYPES:
+    if input.dtype not in DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {input.dtype}")
     if input.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension, got none")

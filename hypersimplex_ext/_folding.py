@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import reference
+from ._torch_private import makers_of
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -72,13 +73,12 @@ def _check(layer: Any, classes: int) -> None:
 
 def _parameter(layer: Any, name: str, shape: tuple[int, ...]) -> Tensor:
     """The parameter, unless it is computed from others before each call, sharded or of a kind of its own."""
-    value = layer._parameters.get(name)
+    value = dict(layer.named_parameters(recurse=False, remove_duplicate=False)).get(name)
     if value is None:
         if parametrize.is_parametrized(layer, name):
             makers = list(layer.parametrizations[name])
         else:  # weight_norm, spectral_norm and pruning of torch.nn.utils
-            hooks = layer._forward_pre_hooks.values()
-            makers = [hook for hook in hooks if name in (getattr(hook, "name", ""), getattr(hook, "_tensor_name", ""))]
+            makers = makers_of(layer, name)
         by = ", ".join(type(maker).__name__ for maker in makers) or "something else"
         raise TypeError(f"linear must have {name} as a parameter, but {by} computes it: remove that first")
     if type(value) is not nn.Parameter or value.shape != shape:

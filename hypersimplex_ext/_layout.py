@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,20 +12,6 @@ from torch import Tensor
 from ._backends import contiguous
 
 Four = tuple[int, int, int, int]
-Result = TypeVar("Result")
-
-
-def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Keep the results for the shapes and strides that come again with every batch."""
-    memory = functools.lru_cache(maxsize=1024, typed=True)(function)
-
-    def call(*arguments: object) -> Result:
-        try:
-            return memory(*arguments)
-        except TypeError:  # sizes that are symbols while tracing cannot be hashed
-            return function(*arguments)
-
-    return call
 
 
 class Vectors(NamedTuple):
@@ -88,7 +73,6 @@ def batch(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return x, target if where.target_strides is not None else contiguous(target)
 
 
-@_remembered
 def _vectors(sizes: Sequence[int], strides: Sequence[int], dim: int) -> tuple[Vectors, bool]:
     """The layout, and whether these strides fit it; contiguous ones do."""
     others = rest(sizes, dim)
@@ -101,7 +85,6 @@ def _vectors(sizes: Sequence[int], strides: Sequence[int], dim: int) -> tuple[Ve
     return layout, False
 
 
-@_remembered
 def _vector_strides(sizes: Sequence[int], strides: Sequence[int], dim: int, cut: int) -> Four | None:
     other_sizes, other_strides = rest(sizes, dim), rest(strides, dim)
     outer = _collapsed(other_sizes[:cut], other_strides[:cut])
@@ -109,7 +92,6 @@ def _vector_strides(sizes: Sequence[int], strides: Sequence[int], dim: int, cut:
     return None if outer is None or inner is None else (outer, inner, 0, strides[dim])
 
 
-@_remembered
 def _samples(sizes: Sequence[int], strides: Sequence[int]) -> tuple[Samples, bool]:
     """The layout, and whether these strides fit it; contiguous ones do."""
     last = min(len(sizes) - 1, 1)
@@ -130,7 +112,6 @@ def places(
     )
 
 
-@_remembered
 def _sample_strides(sizes: Sequence[int], strides: Sequence[int], last: int) -> Four | None:
     """Strides of [N, C, d...], where `last` is 1, or of [N, d...], where it is 0."""
     along = _collapsed(sizes[last + 1 :], strides[last + 1 :])

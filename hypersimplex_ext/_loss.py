@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _loss_ops, _ops, reference
-from ._autograd import product, project, symbolic, tracing, transforming, untransformed
+from ._autograd import product, project, symbolic, tracing, transforming
 from ._backends import contiguous, has_kernels
+from ._torch_private import direct, untransformed
 
 # The enumerations of csrc/hypersimplex.h.
 SQUARED: int = 0
@@ -77,7 +78,7 @@ def fused_call(x: Tensor, arguments: Arguments) -> _loss_ops.LossCall | None:
     """What to give `fused` in place of `loss`, where it serves."""
     if not _fusible(x, arguments) or transforming() or x.numel() == 0:
         return None
-    if not _ops.direct(x, *[t for t in tensors(arguments) if t is not None]):
+    if not direct(x, *[t for t in tensors(arguments) if t is not None]):
         return None
     return _loss_ops.loss_call(x, arguments.target, arguments[_TENSORS:])
 
@@ -119,7 +120,7 @@ class _FusedLoss(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         tensors, call = ctx.saved_tensors, ctx.call
         x, state, *others = tensors
-        if not torch.is_grad_enabled() and _ops.direct(grad, x) and (x.stride(), others[0].stride()) == call.strides:
+        if not torch.is_grad_enabled() and direct(grad, x) and (x.stride(), others[0].stride()) == call.strides:
             try:
                 return call.backward(grad, tensors), None, None
             except (TypeError, ValueError) as error:  # the gradient is as the loss: only what was saved can be wrong

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,17 +11,8 @@ from torch import Tensor
 
 from . import _layout
 from ._backends import Backend, backend_of, contiguous
-from ._ops import (
-    DTYPES,
-    _operator,
-    check_given,
-    check_temperatures,
-    check_values,
-    check_vectors,
-    describe,
-    expanded,
-    maker,
-)
+from ._calls import DTYPES, expanded, new, prepared
+from ._ops import _operator, check_given, check_temperatures, check_values, check_vectors, describe
 
 STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
 
@@ -80,8 +70,9 @@ def _placed(x: Tensor, state: Tensor | None, target: Tensor, *arguments: Any) ->
 
 def loss_call(x: Tensor, target: Tensor, settings: tuple[Any, ...]) -> LossCall | None:
     """What calls with this signature share; None where d... does not collapse."""
-    backend = backend_of(x.device)
-    return _loss_calls(backend, x.dtype, x.device, x.shape, x.stride(), target.shape, target.stride(), settings)
+    backend, kinds = backend_of(x.device), tuple(map(type, settings))
+    places = x.shape, x.stride(), target.shape, target.stride()
+    return prepared(_loss_call, backend, x.dtype, x.device, *places, kinds, settings)
 
 
 # x, state, target, k_values, tau_values, weight, sample_weight: x has entries, all behind the target are contiguous.
@@ -108,6 +99,10 @@ class LossCall(NamedTuple):
         """What targets are given as."""
         return self.loss.dtype if self.shapes[0] == self.shapes[1] else torch.int64
 
+    def new_state(self) -> Tensor:
+        """The memory of a state."""
+        return new(self.state)
+
     def forward(self, tensors: LossTensors) -> Tensor:
         """The loss; the state is filled."""
         if tensors[3] is not None:
@@ -126,8 +121,7 @@ class LossCall(NamedTuple):
         return out
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
-def _loss_calls(
+def _loss_call(
     backend: Backend | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -135,6 +129,7 @@ def _loss_calls(
     strides: tuple[int, ...],
     target_shape: torch.Size,
     target_strides: tuple[int, ...],
+    _: tuple[type, ...],
     settings: tuple[Any, ...],
 ) -> LossCall | None:
     assert backend is not None  # without kernels the loss is composed of the operators above

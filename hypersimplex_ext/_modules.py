@@ -7,17 +7,17 @@ the dtype of the logits is. `half()` would round them, a count of 4095 even to m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from . import _torch_private
 from .functional import Proxy
 
 
-class Module(torch.nn.Module):
+class Module(_torch_private.Module):
     """A module of which no conversion narrows the buffers: they move to any device, and only grow wider."""
 
     def _keep(self, name: str, value: Any, device: torch.device | str | None = None) -> None:
@@ -27,14 +27,11 @@ class Module(torch.nn.Module):
         else:
             self.register_buffer(name, value if value.requires_grad else value.to(device or value.device, copy=True))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, now in self._buffers.items():
-            was = before[name]
-            if was is not None and now is not None and now.dtype != was.dtype and not _wider(now, was):
-                self._buffers[name] = was.to(now.device)
-        return self
+    def _converted(self, before: dict[str, Tensor]) -> None:
+        for name, was in before.items():
+            now: Tensor = getattr(self, name)
+            if now.dtype != was.dtype and not _wider(now, was):
+                setattr(self, name, was.to(now.device))
 
     def _settings(self, **values: Any) -> str:
         """Those that are not the default of the argument with their name."""

@@ -9,19 +9,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _dispatch_keys as dispatch_keys
-from torch._C import _dispatch_tls_local_include_set as keys_in_place
 from torch.compiler import is_dynamo_compiling
 
-from . import _backends, _layout, reference
-from ._backends import DENSE, MATTERING, Backend, backend_of, check_memory, contiguous
-from ._layout import Vectors
-
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+from . import _layout, reference
+from ._backends import check_memory, contiguous
+from ._calls import DTYPES, placed
+from ._torch_private import direct
 
 _LIBRARY = torch.library.Library("hypersimplex_ext", "DEF")  # type: ignore[no-untyped-call]
 
@@ -30,10 +27,6 @@ def register_derivative(name: str, backward: Callable[..., Any], save: Callable[
     """Differentiate an operator by `backward` where it is called as such: by what torch.compile makes, above all."""
     torch.library.register_autograd(f"hypersimplex_ext::{name}", backward, setup_context=save, lib=_LIBRARY)
 
-
-# What is always in place: without any mode or transform, and in inference mode.
-_ALWAYS = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
-_IDLE = {keys.raw_repr() for keys in (_ALWAYS, _ALWAYS.add(torch._C.DispatchKey.ADInplaceOrView))}
 
 _NUMBERS = {type(None), int, float, bool}  # told from tensors faster than by isinstance
 
@@ -50,8 +43,8 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"hypersimplex_ext::{name}", fake, lib=_LIBRARY)
         overload: Any = getattr(torch.ops.hypersimplex_ext, name).default
-        types = [argument.type for argument in overload._schema.arguments]
-        tensors = 1 + max(i for i, kind in enumerate(types) if "Tensor" in str(kind))  # none follows these
+        types = schema.partition("(")[2].partition(")")[0].split(", ")
+        tensors = 1 + max(i for i, kind in enumerate(types) if kind.startswith("Tensor"))  # none follows these
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
@@ -65,16 +58,6 @@ def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
         return call
 
     return register
-
-
-def direct(*tensors: Tensor) -> bool:
-    """Whether nothing but autograd comes before the kernels: no tracing, mode, transform, subclass or lazy negation."""
-    if is_dynamo_compiling() or keys_in_place().raw_repr() not in _IDLE:
-        return False
-    for t in tensors:  # noqa: SIM110  # is_plain of each, faster
-        if dispatch_keys(t).raw_repr() & MATTERING not in DENSE:
-            return False
-    return True
 
 
 # ---- what operators are called with, by whomever: kernels look at the tensors that they get once more ----
@@ -127,13 +110,15 @@ def check_saved(name: str, t: Tensor, dtype: torch.dtype, shape: torch.Size, dev
 # ---- projection ----
 
 
-def _filled(x: Tensor, mask: Tensor | None, dim: int) -> tuple[Tensor, Vectors]:
-    """The logits, with masked entries at -inf, in strides that kernels take, and their layout."""
+def _filled(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    """The logits, with masked entries at -inf."""
     check_vectors("x", x, dim)
     check_beside("mask", mask, x, torch.bool)
-    if mask is not None:
-        x = masked(x, mask)
-    return _layout.vectors(x, dim)
+    return x if mask is None else masked(x, mask)
+
+
+def _output_like(x: Tensor, dim: int) -> Tensor:
+    return _layout.output_like(*_layout.vectors(x, dim))
 
 
 def masked(x: Tensor, mask: Tensor) -> Tensor:
@@ -150,7 +135,7 @@ def _state_like(x: Tensor, dim: int) -> Tensor:
 def threshold_fake(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
-    return _layout.output_like(*_filled(x, mask, dim)), _state_like(x, dim)
+    return _output_like(_filled(x, mask, dim), dim), _state_like(x, dim)
 
 
 @_operator(
@@ -162,14 +147,14 @@ def threshold(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """The projection of Eq. 4.3, like `x`, and its state."""
-    x, layout = _filled(x, mask, dim)
+    x = _filled(x, mask, dim)
     check_values("k", k_values, x.shape[dim])
     check_temperatures(tau_values)
-    call = projection_call(x, dim)
+    x, call = placed(x, dim)
     if call is not None:
         state = call.new_state()
         return call.threshold(x, contiguous(k_values), k, contiguous(tau_values), tau, state), state
-    y, state = _layout.output_like(x, layout), _state_like(x, dim)
+    y, state = _output_like(x, dim), _state_like(x, dim)
     if x.numel() == 0:
         state[0], state[1] = math.inf, 0.0
         return y, state
@@ -183,7 +168,7 @@ def _jvp_fake(
 ) -> Tensor:
     check_given("v", v)
     check_beside("v", v, x)
-    return _layout.output_like(*_filled(x, mask, dim))
+    return _output_like(_filled(x, mask, dim), dim)
 
 
 @_operator(
@@ -201,7 +186,7 @@ def _vjp_fake(
 ) -> tuple[Tensor, Tensor]:
     check_given("v", v)
     check_beside("v", v, x)
-    return _layout.output_like(*_filled(x, mask, dim)), _state_like(x, dim)
+    return _output_like(_filled(x, mask, dim), dim), _state_like(x, dim)
 
 
 @_operator(
@@ -228,13 +213,13 @@ def _multiply(
     dim: int,
     sums: Tensor | None,  # to be filled
 ) -> Tensor:
-    x, layout = _filled(x, mask, dim)
+    x = _filled(x, mask, dim)
     check_given("v", v)
     check_beside("v", v, x)
-    call = projection_call(x, dim)
+    x, call = placed(x, dim)
     if call is not None:
         return call.jvp(x, v, contiguous(state), contiguous(tau_values), tau, sums)
-    out = _layout.output_like(x, layout)
+    out = _output_like(x, dim)
     if x.numel() == 0:
         if sums is not None:
             sums.zero_()
@@ -243,84 +228,6 @@ def _multiply(
     if sums is not None:
         sums.copy_(row_sums)
     return out.copy_(product)
-
-
-def projection_call(x: Tensor, dim: int) -> ProjectionCall | None:
-    """What projections of tensors like this share; None without kernels, entries, or strides that kernels take."""
-    return _projection_calls(backend_of(x.device), x.dtype, x.device, x.shape, x.stride(), dim)
-
-
-class ProjectionCall(NamedTuple):
-    """What calls of one layout share. All tensors but x and v are contiguous."""
-
-    backend: Backend
-    kernels: Any  # ProjectionCall of csrc/bindings.cpp
-    layout: Vectors
-    strides: tuple[int, ...]  # of x
-    result_format: torch.memory_format
-    new_state: Callable[[], Tensor]  # the memory of one
-
-    def threshold(
-        self, x: Tensor, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, state: Tensor | None
-    ) -> Tensor:
-        """The projection of `x`; a state that is there is filled."""
-        y = torch.empty_like(x, memory_format=self.result_format)
-        if self.backend.on_cpu:  # without the detour, which takes a tenth of a small call
-            self.kernels.threshold(x, k_values, k, tau_values, tau, y, state, _backends.threads())
-        else:
-            self.backend.call(self.kernels.threshold, x.device, x, k_values, k, tau_values, tau, y, state)
-        return y
-
-    def jvp(
-        self, x: Tensor, v: Tensor, state: Tensor, tau_values: Tensor | None, tau: float, sums: Tensor | None = None
-    ) -> Tensor:
-        """J v / tau; `sums` is filled with the gradients in k and tau."""
-        if v.dtype != x.dtype:  # a call of Tensor.to takes longer
-            check_memory("v", v)
-            v = v.to(x.dtype)
-        v = self.layout.fitted(v)
-        out = torch.empty_like(x, memory_format=self.result_format)
-        self.backend.call(self.kernels.jvp, x.device, x, v, state, tau_values, tau, out, sums)
-        return out
-
-
-@functools.lru_cache(maxsize=1024)
-def expanded(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """What tensors of this shape are like, but for their strides: one number, which all calls of these sizes share.
-
-    Never on a GPU: first made while a graph is captured, it would lie in the memory of that graph.
-    """
-    return torch.empty((), dtype=dtype, device="cpu").expand(sizes)
-
-
-def maker(like: Tensor, device: torch.device) -> Callable[[], Tensor]:
-    """What makes contiguous tensors that hold nothing yet, in half the time of Tensor.new_empty."""
-    make = functools.partial(torch.empty_like, like, memory_format=torch.contiguous_format)
-    return make if device.type == "cpu" else functools.partial(make, device=device)
-
-
-@functools.lru_cache(maxsize=1024, typed=True)
-def _projection_calls(
-    backend: Backend | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    shape: torch.Size,
-    strides: tuple[int, ...],
-    dim: int,
-) -> ProjectionCall | None:
-    x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-    fitting, layout = _layout.vectors(x, dim)
-    if backend is None or fitting is not x or x.numel() == 0:
-        return None
-    result_format = _layout.result_format(x, layout)
-    return ProjectionCall(
-        backend,
-        backend.kernels.ProjectionCall(DTYPES[dtype], device.type, device.index or 0, shape, dim, layout.cut),
-        layout,
-        strides,
-        result_format,
-        maker(expanded((2, *_layout.rest(shape, dim)), reference.wide_dtype(device)), device),
-    )
 
 
 # ---- arguments ----

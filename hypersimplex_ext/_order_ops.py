@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _layout, _ops, reference
-from ._backends import backend_of, check_memory, contiguous
-from ._layout import Vectors
+from . import _ops, reference
+from ._backends import check_memory
+from ._calls import blocks_shape, new, packed_strides, placed
 from ._ops import _operator
 
 # The enumerations of csrc/hypersimplex.h.
@@ -31,21 +31,9 @@ TRANSPOSED: int = 2
 RESIDUAL: int = 3
 
 
-def _contiguous(like: Tensor) -> Tensor:
-    """An uninitialised tensor, in half the time of Tensor.new_empty."""
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
-
-
 def _packed(like: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor in the shape of `like` in which each vector is one run."""
-    strides, step = [1] * like.ndim, like.shape[dim]
-    for i in reversed([i for i in range(like.ndim) if i != dim]):
-        strides[i], step = step, step * like.shape[i]
-    return like.new_empty_strided(like.shape, strides, dtype=dtype)
-
-
-def _fitted(t: Tensor | None, layout: Vectors) -> Tensor | None:
-    return None if t is None else layout.fitted(t)
+    return like.new_empty_strided(like.shape, packed_strides(like.shape, dim), dtype=dtype)
 
 
 # ---- sort ----
@@ -54,22 +42,22 @@ def _fitted(t: Tensor | None, layout: Vectors) -> Tensor | None:
 def _sort_fake(x: Tensor, descending: bool, wide: bool, dim: int) -> tuple[Tensor, Tensor]:
     _ops.check_vectors("x", x, dim)
     if wide:
-        return _contiguous(x), torch.empty_like(x, dtype=torch.int64, memory_format=torch.contiguous_format)
+        return new(x), torch.empty_like(x, dtype=torch.int64, memory_format=torch.contiguous_format)
     return _packed(x, dim), _packed(x, dim, torch.int32)
 
 
 @_operator("sort(Tensor x, bool descending, bool wide, int dim) -> (Tensor values, Tensor order)", _sort_fake)
 def sort(x: Tensor, descending: bool, wide: bool, dim: int) -> tuple[Tensor, Tensor]:
     """Each vector in order, and where in `x` each element was: int64 if `wide`, else int32 and both packed."""
+    _ops.check_vectors("x", x, dim)
+    x, call = placed(x, dim)
+    if call is not None:
+        return call.sort(x, descending, wide, dim)
     values, order = _sort_fake(x, descending, wide, dim)
-    if x.numel() == 0:
-        return values, order
-    backend = backend_of(x.device)
-    if backend is None:
+    if x.numel() > 0:
         by_torch = x.sort(dim=dim, descending=descending, stable=True)
-        return values.copy_(by_torch.values), order.copy_(by_torch.indices)
-    x, layout = _layout.vectors(x, dim)
-    backend.call(backend.kernels.sort, x.device, dim, layout.cut, x, descending, values, order, wide)
+        values.copy_(by_torch.values)
+        order.copy_(by_torch.indices)
     return values, order
 
 
@@ -77,7 +65,7 @@ def _place_fake(v: Tensor, order: Tensor, dim: int) -> Tensor:
     _ops.check_vectors("v", v, dim)
     _ops.check_given("order", order)
     _ops.check_beside("order", order, v, torch.int64)
-    return _contiguous(v)
+    return new(v)
 
 
 @_operator("place(Tensor v, Tensor order, int dim) -> Tensor", _place_fake)
@@ -130,15 +118,11 @@ class Regression(NamedTuple):
         _ops.check_beside("order", self.order, like, torch.int32)
 
 
-def _blocks_shape(x: Tensor, dim: int) -> tuple[int, ...]:
-    return (*_layout.rest(x.shape, dim), 4 * ((x.shape[dim] + 31) // 32))
-
-
 def _isotonic_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     r = Regression(*arguments)
     r.check()
     share = _packed(r.like, r.dim) if r.wants_share else r.like.new_empty(0)
-    return _contiguous(r.like), share, r.like.new_empty(_blocks_shape(r.like, r.dim), dtype=torch.uint8)
+    return new(r.like), share, r.like.new_empty(blocks_shape(r.like.shape, r.dim), dtype=torch.uint8)
 
 
 @_operator(
@@ -150,26 +134,15 @@ def _isotonic_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def isotonic(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The result of a `Regression`; if wanted, exp(b) / sum_B exp(b) of each element, packed; and the blocks."""
     r = Regression(*arguments)
-    out, share, blocks = outputs = _isotonic_fake(*arguments)
+    r.check()
     _ops.check_values("weight", r.weight)
-    if out.numel() == 0:
-        return outputs
-    backend = backend_of(out.device)
-    if backend is None:
+    _, call = placed(r.like, r.dim)
+    if call is not None:
+        out, share, blocks = call.isotonic(*r)
+        return out, r.like.new_empty(0) if share is None else share, blocks
+    outputs = _isotonic_fake(*arguments)
+    if r.like.numel() > 0:
         _isotonic_in_torch(r, *outputs)
-        return outputs
-    _, layout = _layout.vectors(r.like, r.dim)
-    if r.order is not None and not backend.on_cpu:
-        out.fill_(math.nan)  # nothing foreign at places that an order may leave out; on the CPU the kernel sees to that
-    backend.call(
-        backend.kernels.isotonic,
-        out.device,
-        *(r.dim, layout.cut, r.divergence, r.increasing),
-        (_fitted(r.a, layout), r.a_scale, False),
-        (_fitted(r.b, layout), r.b_scale, r.b_logarithm),
-        *(_fitted(r.weight, layout), r.result, r.scale, out),
-        *(_fitted(r.order, layout), share if r.wants_share else None, blocks),
-    )
     return outputs
 
 
@@ -239,7 +212,7 @@ class Product(NamedTuple):
         _ops.check_beside("weight", self.weight, v)
         _ops.check_beside("order", self.order, v, torch.int32)
         _ops.check_given("blocks", self.blocks)
-        blocks = _blocks_shape(v, self.dim)
+        blocks = blocks_shape(v.shape, self.dim)
         if self.blocks.dtype != torch.uint8 or self.blocks.shape != blocks or self.blocks.device != v.device:
             raise ValueError(f"blocks must be uint8 {list(blocks)} on {v.device}, got {_ops.describe(self.blocks)}")
 
@@ -247,7 +220,7 @@ class Product(NamedTuple):
 def _block_product_fake(*arguments: Any) -> Tensor:
     p = Product(*arguments)
     p.check()
-    return _contiguous(p.v)
+    return new(p.v)
 
 
 @_operator(
@@ -258,29 +231,12 @@ def _block_product_fake(*arguments: Any) -> Tensor:
 def block_product(*arguments: Any) -> Tensor:
     """The result of a `Product`."""
     p = Product(*arguments)
-    out = _block_product_fake(*arguments)
-    if out.numel() == 0:
-        return out
-    backend = backend_of(out.device)
-    if backend is None:
-        return _block_product_in_torch(p, out)
-    if p.order is not None and p.out_ordered and not backend.on_cpu:
-        out.fill_(math.nan)  # as above
-    v, layout = _layout.vectors(p.v, p.dim)
-    weight = p.weight
-    if weight is not None and weight.dtype != out.dtype:
-        check_memory("weight", weight)
-        weight = weight.to(out.dtype)
-    backend.call(
-        backend.kernels.block_product,
-        out.device,
-        *(p.dim, layout.cut, p.product),
-        (v, p.v_ordered),
-        (_fitted(weight, layout), p.weight_ordered),
-        (out, p.out_ordered),
-        *(p.scale, _fitted(p.order, layout), contiguous(p.blocks)),
-    )
-    return out
+    p.check()
+    v, call = placed(p.v, p.dim)
+    if call is not None:
+        return call.block_product(*p._replace(v=v))
+    out = new(p.v)
+    return _block_product_in_torch(p, out) if out.numel() > 0 else out
 
 
 def _block_product_in_torch(p: Product, out: Tensor) -> Tensor:

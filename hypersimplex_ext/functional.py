@@ -5,18 +5,18 @@ C. Gomez, P. Wang, L. Tang, "Differentiable Zero-One Loss via Hypersimplex Proje
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, fx
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function
 
-from . import _checks, _layout, _loss, _ops
+from . import _checks, _layout, _loss
 from ._autograd import project, project_directly, steady
 from ._backends import check_memory
+from ._calls import recall, remember, vector_call
+from ._torch_private import direct, in_forward_mode
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
@@ -132,7 +132,7 @@ def _projected(
         signature = (
             input.dtype, input.device, input.shape, input.stride(), type(k), type(tau), type(dim), k, tau, dim, solver,
         )  # fmt: skip
-        call = _recall(signature)
+        call = recall(signature)
         if call is not None:
             return project_directly(input, k, tau, call, with_state)  # type: ignore[arg-type]  # no tensor is remembered
     _checks.logits(input)
@@ -144,38 +144,18 @@ def _projected(
         mask = _checks.mask(mask, input)
     pav = bool(_checks.choice("solver", solver, SOLVERS))
     if signature is not None and k_values is tau_values is None and not pav:
-        call = _ops.projection_call(input, dim)
+        call = vector_call(input, dim)
         if call is not None:
-            _remember(signature, call)
+            remember(signature, call)
             return project_directly(input, k, tau, call, with_state)
     return project(input, mask, k_values, k, tau_values, tau, dim, pav)
-
-
-# The calls that passed every check: the next batch is mostly like the last.
-_known: dict[tuple[Any, ...], Any] = {}
-_KNOWN_AT_MOST = 1024
 
 
 def _plain(input: Any, *others: Tensor) -> bool:
     """Whether a call with these tensors may go to the kernels as it is, once it has passed the checks."""
     kind = type(input)
-    plain = (kind is Tensor or kind is torch.nn.Parameter) and _ops.direct(input, *others)
-    return plain and forward_ad._current_level < 0 and (input.dtype not in _HALF or _autocast(input) is input)
-
-
-def _recall(signature: tuple[Any, ...]) -> Any:
-    """The call of this signature, or None. Types come before values in a signature: 1 == 1.0 == True."""
-    try:
-        return _known.get(signature)
-    except TypeError:  # of what cannot be hashed, and mostly is to be refused
-        return None
-
-
-def _remember(signature: tuple[Any, ...], call: Any) -> None:
-    if len(_known) >= _KNOWN_AT_MOST:
-        _known.clear()
-    with contextlib.suppress(TypeError):
-        _known[signature] = call
+    plain = (kind is Tensor or kind is torch.nn.Parameter) and direct(input, *others)
+    return plain and not in_forward_mode() and (input.dtype not in _HALF or _autocast(input) is input)
 
 
 def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tuple[Tensor | None, float]:
@@ -344,7 +324,7 @@ def loss_and_statistics(
             type(k), type(tau), type(ignore_index), type(label_smoothing),
             k, tau, ignore_index, label_smoothing, kind, reduction,
         )  # fmt: skip
-        call = _recall(signature)
+        call = recall(signature)
         if call is not None:
             for t in weights:
                 check_memory("a weight", t)
@@ -356,7 +336,7 @@ def loss_and_statistics(
     if signature is not None and arguments.target is target and arguments.k_values is arguments.tau_values is None:
         call = _loss.fused_call(input, arguments)
         if call is not None:
-            _remember(signature, call)
+            remember(signature, call)
     value, statistics = _loss.loss(logits, arguments)
     single = logits.ndim > input.ndim and arguments.reduction == _loss.NONE
     return value.squeeze(0) if single else value, statistics

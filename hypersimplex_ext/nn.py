@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer
 
 from . import _checks, _folding
 from ._modules import Module, is_traced, leaf, statistic
+from ._torch_private import LazyModule
 from .functional import KINDS, REDUCTIONS, SOLVERS, Proxy, loss_and_statistics, soft_binary_argmax
 
 __all__ = ["HyperSimplexLoss", "SoftBinaryArgmax"]
@@ -61,7 +61,7 @@ class SoftBinaryArgmax(Module):
         return self._settings(k=self.k, tau=self.tau, dim=self.dim, solver=self.solver)
 
 
-class HyperSimplexLoss(LazyModuleMixin, Module):
+class HyperSimplexLoss(LazyModule, Module):
     r"""The HyperSimplex loss, with the thresholds that turn its logits into predictions.
 
     The loss is that of :func:`hypersimplex_ext.hypersimplex_loss`. It is blind to a shift of a class's logits, hence
@@ -157,9 +157,7 @@ class HyperSimplexLoss(LazyModuleMixin, Module):
         self.register_buffer("num_batches_tracked", statistic(num_classes, device, torch.int64))
         if num_classes is not None:
             self._check_settings(num_classes)
-            self._initialize_hook.remove()
-            self._load_hook.remove()
-            del self._initialize_hook, self._load_hook
+            self.settle()
 
     def _check_settings(self, num_classes: int) -> None:
         """Raise where a tensor has not one number per class."""
@@ -180,14 +178,8 @@ class HyperSimplexLoss(LazyModuleMixin, Module):
                     buffer.materialize((num_classes,))  # type: ignore[attr-defined]
                     buffer.zero_()
 
-    def _infer_parameters(self, module: Any, args: Any, kwargs: Any = None) -> None:
-        if not any(is_traced(self, a) for a in (*args, *(kwargs or {}).values())):  # by torch.fx, which sees no sizes
-            super()._infer_parameters(module, args, kwargs)
-
-    def _replicate_for_data_parallel(self) -> Any:
-        if self.has_uninitialized_params():
-            return super()._replicate_for_data_parallel()
-        return torch.nn.Module._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
+    def _sees_sizes(self, *arguments: Any) -> bool:
+        return not any(is_traced(self, a) for a in arguments)  # by torch.fx, which sees none
 
     def reset_running_stats(self) -> None:
         """Forget the thresholds, and what kind of targets they come from."""
@@ -202,14 +194,6 @@ class HyperSimplexLoss(LazyModuleMixin, Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what `get_extra_state` gave."""
         self._dense_targets = bool(state)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # of the lazy modules, without the extra state
-        destination[f"{prefix}_extra_state"] = self.get_extra_state()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())  # absent where it was not yet saved
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss; in training mode this also updates `running_threshold` and `active_fraction`.

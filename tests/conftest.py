@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hypersimplex_ext import _backends, functional
+from hypersimplex_ext import _backends, _calls
 
 with warnings.catch_warnings():  # PyTorch loads this at the first use of forward mode, and warns about itself
     for category in (DeprecationWarning, FutureWarning):
@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _start_afresh():
     torch.manual_seed(SEED)
-    functional._known.clear()  # of calls into other kernels
+    _calls._known.clear()  # of calls into other kernels
 
 
 def _call_simt(function, device, *arguments):

@@ -11,10 +11,10 @@ import torch
 
 from hypersimplex_ext import (
     _backends,
+    _calls,
     _layout,
     _loss,
     _loss_ops,
-    _ops,
     functional,
     hypersimplex_loss,
     reference,
@@ -79,7 +79,7 @@ def test_tensors_that_reach_beyond_2_to_the_31_entries(emulated, monkeypatch, re
 def project_and_differentiate(x, v, y, grad, k, tau, dim):
     """Both passes into results of any layout; users get those of `x`, made dense."""
     backend, layout = _backends.BACKENDS["cpu"], _layout.vectors(x, dim)[1]
-    call = backend.kernels.ProjectionCall(_ops.DTYPES[x.dtype], x.device.type, 0, x.shape, dim, layout.cut)
+    call = backend.kernels.ProjectionCall(_calls.DTYPES[x.dtype], x.device.type, 0, x.shape, dim, layout.cut)
     state = torch.empty(2, *_layout.rest(x.shape, dim), dtype=torch.float64)
     backend.call(call.threshold, x.device, x, None, k, None, tau, y, state)
     backend.call(call.jvp, x.device, x, v, state, None, tau, grad, None)
@@ -88,7 +88,7 @@ def project_and_differentiate(x, v, y, grad, k, tau, dim):
 def differentiate(x, target, state, grad, settings):
     """The backward pass of the loss, likewise."""
     backend, dense = _backends.BACKENDS["cpu"], target.shape == x.shape
-    call = backend.kernels.LossCall(_ops.DTYPES[x.dtype], x.device.type, 0, x.shape, dense, *settings)
+    call = backend.kernels.LossCall(_calls.DTYPES[x.dtype], x.device.type, 0, x.shape, dense, *settings)
     backend.call(call.backward, x.device, (x, state, target, None, None, None, None), x.new_ones(()), grad)
 
 

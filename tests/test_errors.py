@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from hypersimplex_ext import _loss_ops, binary_argmax, functional, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import _calls, _loss_ops, binary_argmax, hypersimplex_loss, soft_binary_argmax
 from hypersimplex_ext.nn import HyperSimplexLoss, SoftBinaryArgmax
 
 X = torch.randn(5, 4)
@@ -206,8 +206,8 @@ def test_weights_are_looked_at_in_every_call():
 
 
 def test_what_is_remembered_is_bounded_and_holds_nothing_of_the_user(monkeypatch):
-    monkeypatch.setattr(functional, "_known", known := {})
-    monkeypatch.setattr(functional, "_KNOWN_AT_MOST", 3)
+    monkeypatch.setattr(_calls, "_known", known := {})
+    monkeypatch.setattr(_calls, "_KNOWN_AT_MOST", 3)
     for n in range(1, 9):
         x = torch.randn(n, 3)
         hypersimplex_loss(x, torch.zeros(n, dtype=torch.long))
