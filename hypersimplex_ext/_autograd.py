@@ -7,9 +7,9 @@ upstream,
     grad x = J g / tau        grad tau = -sum (J g / tau) y        grad k = mean_A(g)
     y' = J (x' - tau' y) / tau + k' 1_A / |A|
 
-Each operator comes as two autograd functions. The plain one has the cheapest forward; its derivative may also be that
-of the library's operator as such, for torch.compile to trace. The other adds what function transforms and forward mode
-need, at twice the cost per call, and runs only inside them.
+Each operator comes as two autograd functions. The eager one has the cheapest forward, by a prepared call where there is
+one. The transformable one adds what function transforms and forward mode need, at twice the cost per call, and runs only
+inside them. torch.compile traces the operator of the library as such, which has the same derivative.
 """
 
 from __future__ import annotations
@@ -67,10 +67,15 @@ def steady(value: Any, like: Tensor) -> Any:
 _BATCHES_OF_NONE = torch.__version__.startswith("2.6.")
 
 
-def operator(definition: Any, traced: str | None = None, schema: str | None = None) -> Callable[..., Any]:
+def operator(
+    definition: Any,
+    traced: str | None = None,
+    schema: str | None = None,
+    apply_eagerly: Callable[..., Any] | None = None,
+) -> Operator:
     """Make a function of a subclass of Function that has these static methods.
 
-        evaluate(*inputs)          -> output
+        evaluate(*inputs)          -> output; takes a prepared call behind them where `directly` is used
         keep(ctx, inputs, output)  -> the tensors to save, in either mode
         backward(ctx, *gradients)  -> a gradient or None per input
         tangent(ctx, *tangents)    -> the tangent of the output
@@ -85,44 +90,70 @@ def operator(definition: Any, traced: str | None = None, schema: str | None = No
         _ops.register_batching_in_front(library, traced, -1)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.call = None
         ctx.save_for_backward(*definition.keep(ctx, inputs, output))
 
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = definition.evaluate(*inputs)
-        save(ctx, inputs, output)
-        return output
-
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.call = None
         kept = definition.keep(ctx, inputs, output)
         if _BATCHES_OF_NONE:
             ctx.set_materialize_grads(True)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
+    def forward_eagerly(ctx: Any, *arguments: Any) -> Any:
+        *inputs, ctx.call = arguments
+        output = definition.evaluate(*inputs) if ctx.call is None else definition.evaluate(*inputs, ctx.call)
+        ctx.save_for_backward(*definition.keep(ctx, inputs, output))
+        return output
+
+    def backward_eagerly(ctx: Any, *gradients: Any) -> Any:
+        return *definition.backward(ctx, *gradients), None
+
     def subclass(**attributes: Any) -> Any:
         return type(definition)(definition.__name__, (definition,), attributes)
 
     if traced is not None:
         _ops.register_derivative(traced, definition.backward, save)
-    plain = subclass(forward=staticmethod(forward))
+    if apply_eagerly is None:
+        eager = subclass(forward=staticmethod(forward_eagerly), backward=staticmethod(backward_eagerly))
+        apply_eagerly = untransformed(eager)
+        library = library if traced is not None else lambda *arguments: eager.apply(*arguments, None)
     transformable = subclass(
         generate_vmap_rule=True,
-        forward=staticmethod(definition.evaluate),
+        forward=staticmethod(lambda *inputs: definition.evaluate(*inputs)),
         setup_context=staticmethod(setup_context),
         jvp=staticmethod(definition.tangent),
     )
+    return Operator(definition.evaluate, library, apply_eagerly, transformable)
 
-    def call(*arguments: Any) -> Any:
-        """Take the cheapest way that gives the derivatives which may be asked for."""
+
+class Operator:
+    """An operator in its two autograd functions; a call takes the cheapest way that gives the derivatives asked for."""
+
+    def __init__(
+        self, evaluate: Any, traced: Callable[..., Any], apply_eagerly: Callable[..., Any], other: Any
+    ) -> None:
+        self._evaluate = evaluate
+        self._traced = traced
+        self._apply_eagerly = apply_eagerly
+        self._transformable = other
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The result for these inputs."""
         if tracing():
-            return plain.apply(*arguments) if traced is None else library(*arguments)
+            return self._traced(*arguments)
         if transforming():
-            return transformable.apply(*arguments)
+            return self._transformable.apply(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
-            return plain.apply(*arguments)
-        return definition.evaluate(*arguments)
+            return self._apply_eagerly(*arguments, None)
+        return self._evaluate(*arguments)
 
-    return call
+    def directly(self, call: VectorCall, x: Tensor, *arguments: Any) -> Any:
+        """By a prepared call, where nothing but autograd comes before the kernels, and only `x` may require grad."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return self._apply_eagerly(x, *arguments, call)
+        return self._evaluate(x, *arguments, call)
 
 
 def project(
@@ -167,22 +198,11 @@ class _Project(Function):
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         x, mask, k_values, tau_values, state = ctx.saved_tensors
         if grad is None:
-            return (None,) * len(ctx.needs_input_grad)
-        _ops.check_saved("x", x, grad.dtype, grad.shape, grad.device)  # as y, and so as its gradient
-        _, _, needs_k, _, needs_tau, _, _ = ctx.needs_input_grad
-        grad_k = grad_tau = None
-        if torch.is_grad_enabled():  # to be differentiated again
-            grad_x = product(grad, x, mask, state, tau_values, ctx.tau, ctx.dim)
-            if needs_k:
-                grad_k = _share(x, mask, state, tau_values, ctx, grad).sum(ctx.dim)
-            if needs_tau:
-                y, _ = project(x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim)
-                grad_tau = -(grad_x.to(state.dtype) * y.to(state.dtype)).sum(ctx.dim)
-        elif needs_k or needs_tau:
-            grad_x, (grad_k, grad_tau) = _ops.vjp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
-        else:
-            grad_x = _ops.jvp(x, mask, grad, state, tau_values, ctx.tau, ctx.dim)
-        return grad_x, None, grad_k if needs_k else None, None, grad_tau if needs_tau else None, None, None
+            return (None,) * 7
+        needs = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+        problem = x, mask, k_values, ctx.k, tau_values, ctx.tau, ctx.dim
+        grad_x, grad_k, grad_tau = _gradients(grad, state, *problem, *needs)
+        return grad_x, None, grad_k, None, grad_tau, None, None
 
     @staticmethod
     def tangent(ctx: Any, *tangents: Any) -> Any:
@@ -194,8 +214,102 @@ class _Project(Function):
             v = v - (tau_tangent.unsqueeze(ctx.dim) * y).to(v.dtype)
         out = product(v, x, mask, state, tau_values, ctx.tau, ctx.dim)
         if k_tangent is not None:
-            out = out + _share(x, mask, state, tau_values, ctx, k_tangent.unsqueeze(ctx.dim)).to(out.dtype)
+            out = out + _share(x, mask, state, tau_values, ctx.tau, ctx.dim, k_tangent.unsqueeze(ctx.dim)).to(out.dtype)
         return out, None
+
+
+def _gradients(
+    grad: Tensor,
+    state: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    k_values: Tensor | None,
+    k: float,
+    tau_values: Tensor | None,
+    tau: float,
+    dim: int,
+    needs_k: bool,
+    needs_tau: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of the projection in x, k and tau."""
+    _ops.check_saved("x", x, grad.dtype, grad.shape, grad.device)  # as y, and so as its gradient
+    grad_k = grad_tau = None
+    if torch.is_grad_enabled():  # to be differentiated again
+        grad_x = product(grad, x, mask, state, tau_values, tau, dim)
+        if needs_k:
+            grad_k = _share(x, mask, state, tau_values, tau, dim, grad).sum(dim)
+        if needs_tau:
+            y, _ = project(x, mask, k_values, k, tau_values, tau, dim)
+            grad_tau = -(grad_x.to(state.dtype) * y.to(state.dtype)).sum(dim)
+    elif needs_k or needs_tau:
+        grad_x, (grad_k, grad_tau) = _ops.vjp(x, mask, grad, state, tau_values, tau, dim)
+    else:
+        grad_x = _ops.jvp(x, mask, grad, state, tau_values, tau, dim)
+    return grad_x, grad_k if needs_k else None, grad_tau if needs_tau else None
+
+
+class _ProjectEagerly(Function):
+    """The state is an argument, to be filled: one output less is a twentieth of a small call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mask: Tensor | None,
+        k_values: Tensor | None,
+        tau_values: Tensor | None,
+        state: Tensor,
+        problem: tuple[Any, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(x, mask, k_values, tau_values, state)
+        ctx.problem = k, tau, dim, solve, call = problem
+        if call is not None:
+            y: Tensor = call.threshold(x, k_values, k, tau_values, tau, state)
+            return y
+        y, found = solve(x, mask, k_values, k, tau_values, tau, dim)
+        state.copy_(found)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, mask, k_values, tau_values, state = ctx.saved_tensors
+        k, tau, dim, _, call = ctx.problem
+        _, _, needs_k, needs_tau, _, _ = ctx.needs_input_grad
+        among_plain = (
+            call is not None and not torch.is_grad_enabled() and direct(grad, x) and x.stride() == call.strides
+        )
+        if among_plain and not needs_k and not needs_tau:
+            try:
+                grad_x = call.jvp(x, grad, state, tau_values, tau)
+            except (TypeError, ValueError) as error:  # the gradient is as y was: only what was saved can be wrong
+                raise _ops.ChangedError(error) from error
+            return grad_x, None, None, None, None, None
+        # To be differentiated again, batched, or with other strides than when it was saved.
+        problem = x, mask, k_values, k, tau_values, tau, dim
+        grad_x, grad_k, grad_tau = _gradients(grad, state, *problem, needs_k, needs_tau)
+        return grad_x, None, grad_k, grad_tau, None, None
+
+
+_apply_eagerly = untransformed(_ProjectEagerly)
+
+
+def _eagerly(solve: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The projection by an operator, in the eager autograd function."""
+
+    def apply(
+        x: Tensor,
+        mask: Tensor | None,
+        k_values: Tensor | None,
+        k: float,
+        tau_values: Tensor | None,
+        tau: float,
+        dim: int,
+        _: None,
+    ) -> tuple[Tensor, Tensor]:
+        state = _ops.state_like(x, dim)
+        return _apply_eagerly(x, mask, k_values, tau_values, state, (k, tau, dim, solve, None)), state
+
+    return apply
 
 
 def project_directly(
@@ -204,48 +318,23 @@ def project_directly(
     """The projection for one k and one tau, and its state, where nothing but autograd comes before the kernels."""
     if x.requires_grad and torch.is_grad_enabled():
         state = call.new_state()
-        return _apply_directly(x, state, k, tau, call), state
+        problem = k, tau, call.layout.dim, None, call
+        return _apply_eagerly(x, None, None, None, state, problem), state
     kept = call.new_state() if with_state or not call.backend.on_cpu else None
     return call.threshold(x, None, k, None, tau, kept), kept
-
-
-class _ProjectDirectly(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, state: Tensor, k: float, tau: float, call: VectorCall) -> Tensor:
-        ctx.save_for_backward(x, state)
-        ctx.tau, ctx.call = tau, call
-        return call.threshold(x, None, k, None, tau, state)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, state = ctx.saved_tensors
-        tau, call = ctx.tau, ctx.call
-        if not torch.is_grad_enabled() and direct(grad, x) and x.stride() == call.strides:
-            try:
-                grad_x = call.jvp(x, grad, state, None, tau)
-            except (TypeError, ValueError) as error:  # the gradient is as y was: only what was saved can be wrong
-                raise _ops.ChangedError(error) from error
-            return grad_x, None, None, None, None
-        _ops.check_saved("x", x, grad.dtype, grad.shape, grad.device)
-        if torch.is_grad_enabled():  # to be differentiated again
-            grad_x = product(grad, x, None, state, None, tau, call.layout.dim)
-        else:  # batched, or with other strides than when it was saved
-            grad_x = _ops.jvp(x, None, grad, state, None, tau, call.layout.dim)
-        return grad_x, None, None, None, None
-
-
-_apply_directly = untransformed(_ProjectDirectly)
 
 
 class _ProjectPav(_Project):
     evaluate = staticmethod(_order_ops.threshold_pav)
 
 
-def _share(x: Tensor, mask: Tensor | None, state: Tensor, tau_values: Tensor | None, ctx: Any, v: Tensor) -> Tensor:
+def _share(
+    x: Tensor, mask: Tensor | None, state: Tensor, tau_values: Tensor | None, tau: float, dim: int, v: Tensor
+) -> Tensor:
     """1_A v / |A|."""
     filled = x if mask is None else x.masked_fill(~mask, -math.inf)
-    active = reference.active(filled, state, ctx.tau if tau_values is None else tau_values, ctx.dim)
-    return torch.where(active, v.to(state.dtype), 0.0) / active.sum(ctx.dim, keepdim=True).clamp(min=1)
+    active = reference.active(filled, state, tau if tau_values is None else tau_values, dim)
+    return torch.where(active, v.to(state.dtype), 0.0) / active.sum(dim, keepdim=True).clamp(min=1)
 
 
 class _Product(Function):
@@ -279,8 +368,8 @@ class _Product(Function):
         return product(v_tangent, x, mask, state, tau_values, ctx.tau, ctx.dim)
 
 
-_PROJECT = operator(_Project, "threshold")
-_PROJECT_PAV = operator(_ProjectPav, "threshold_pav")
+_PROJECT = operator(_Project, "threshold", apply_eagerly=_eagerly(_ops.threshold))
+_PROJECT_PAV = operator(_ProjectPav, "threshold_pav", apply_eagerly=_eagerly(_order_ops.threshold_pav))
 _PRODUCT = operator(_Product)
 
 

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from . import _order_ops as ops
 from ._autograd import operator
+from ._calls import VectorCall
+from ._torch_private import direct
 
 _TRANSPOSE = {ops.MEAN: ops.TRANSPOSED, ops.TRANSPOSED: ops.MEAN, ops.RATIO: ops.RATIO, ops.RESIDUAL: ops.RESIDUAL}
 
@@ -31,33 +34,35 @@ _TRANSPOSE = {ops.MEAN: ops.TRANSPOSED, ops.TRANSPOSED: ops.MEAN, ops.RATIO: ops
 
 def sort(x: Tensor, descending: bool, dim: int) -> tuple[Tensor, Tensor]:
     """Values, differentiable, and int64 places."""
-    result: tuple[Tensor, Tensor] = _SORT(x, descending, dim)
+    result: tuple[Tensor, Tensor] = SORT(x, descending, dim)
     return result
 
 
 def regression(x: Tensor, weight: Tensor | None, increasing: bool, dim: int) -> Tensor:
     """Isotonic regression in least squares, differentiable in x and weight."""
-    v: Tensor = _REGRESSION(x, weight, increasing, dim)[0]
+    v: Tensor = REGRESSION(x, weight, increasing, dim)[0]
     return v
 
 
 def soft_rank(x: Tensor, w: Tensor | None, scale: float, kl: bool, dim: int) -> Tensor:
     """Project scale * x onto the permutahedron of w, which descends; or of the ranks n, ..., 1. KL for ranks only."""
-    y: Tensor = _SOFT_RANK(x, w, scale, kl, dim)[0]
+    y: Tensor = SOFT_RANK(x, w, scale, kl, dim)[0]
     return y
 
 
 def soft_sort(x: Tensor, z: Tensor | None, scale: float, sign: float, kl: bool, dim: int) -> Tensor:
     """Project scale * z, which descends, or the ranks n, ..., 1 onto the permutahedron of sign * x, times sign."""
-    y: Tensor = _SOFT_SORT(x, z, scale, sign, kl, dim)[0]
+    y: Tensor = SOFT_SORT(x, z, scale, sign, kl, dim)[0]
     return y
 
 
 # ---- products with blocks ----
 
 
-def product(p: ops.Product) -> Tensor:
-    """`p`, differentiable in v and weight."""
+def product(p: ops.Product, call: VectorCall | None = None) -> Tensor:
+    """`p`, differentiable in v and weight; by a prepared call where that serves."""
+    if call is not None and not torch.is_grad_enabled() and direct(p.v, p.blocks):
+        return call.block_product(*p)
     result: Tensor = _PRODUCT(*p)
     return result
 
@@ -171,8 +176,8 @@ class _Place(Function):
 
 class _Sort(Function):
     @staticmethod
-    def evaluate(x: Tensor, descending: bool, dim: int) -> Any:
-        return ops.sort(x, descending, True, dim)
+    def evaluate(x: Tensor, descending: bool, dim: int, call: Any = ops) -> Any:
+        return call.sort(x, descending, True, dim)
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
@@ -198,8 +203,8 @@ class _Sort(Function):
 
 class _Regression(Function):
     @staticmethod
-    def evaluate(x: Tensor, weight: Tensor | None, increasing: bool, dim: int) -> Any:
-        v, _, blocks = ops.isotonic(*ops.Regression(dim, x, b_scale=0.0, weight=weight, increasing=increasing))
+    def evaluate(x: Tensor, weight: Tensor | None, increasing: bool, dim: int, call: Any = ops) -> Any:
+        v, _, blocks = call.isotonic(*ops.Regression(dim, x, b_scale=0.0, weight=weight, increasing=increasing))
         return v, blocks
 
     @staticmethod
@@ -213,7 +218,8 @@ class _Regression(Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
         blocks, x, weight, v = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
-            return product(ops.Product(grad, weight, None, blocks, ops.TRANSPOSED, ctx.dim)), None, None, None
+            by_x = ops.Product(grad, weight, None, blocks, ops.TRANSPOSED, ctx.dim)
+            return product(by_x, ctx.call), None, None, None
         ratio = product(ops.Product(grad, weight, None, blocks, ops.RATIO, ctx.dim))
         return weight * ratio if ctx.needs_input_grad[0] else None, (x - v) * ratio, None, None
 
@@ -231,12 +237,12 @@ class _Regression(Function):
 
 class _SoftRank(Function):
     @staticmethod
-    def evaluate(x: Tensor, w: Tensor | None, scale: float, kl: bool, dim: int) -> Any:
-        s, order = ops.sort(x, scale > 0, False, dim)
+    def evaluate(x: Tensor, w: Tensor | None, scale: float, kl: bool, dim: int, call: Any = ops) -> Any:
+        s, order = call.sort(x, scale > 0, False, dim)
         r = ops.Regression(dim, s, scale, w, order=order, result=ops.PRIMAL)
         if kl:
             r = r._replace(divergence=ops.KL, b_logarithm=True, result=ops.EXP_PRIMAL)
-        y, _, blocks = ops.isotonic(*r)
+        y, _, blocks = call.isotonic(*r)
         return y, order, blocks
 
     @staticmethod
@@ -256,7 +262,7 @@ class _SoftRank(Function):
         in_x = ops.Product(grad, weight, order, blocks, ops.RESIDUAL, ctx.dim, True, True, True, ctx.scale)
         in_w = ops.Product(grad, None, order, blocks, ops.MEAN, ctx.dim, v_ordered=True)
         needs_x, needs_w, *_others = ctx.needs_input_grad
-        return product(in_x) if needs_x else None, product(in_w) if needs_w else None, None, None, None
+        return product(in_x, ctx.call) if needs_x else None, product(in_w) if needs_w else None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, x: Tensor | None, w: Tensor | None, *_: Any) -> Any:
@@ -275,12 +281,12 @@ class _SoftRank(Function):
 
 class _SoftSort(Function):
     @staticmethod
-    def evaluate(x: Tensor, z: Tensor | None, scale: float, sign: float, kl: bool, dim: int) -> Any:
-        s, order = ops.sort(x, sign > 0, False, dim)
+    def evaluate(x: Tensor, z: Tensor | None, scale: float, sign: float, kl: bool, dim: int, call: Any = ops) -> Any:
+        s, order = call.sort(x, sign > 0, False, dim)
         r = ops.Regression(dim, z, scale, s, sign, result=ops.PRIMAL, scale=sign)
         if kl:
             r = r._replace(divergence=ops.KL, wants_share=True)
-        y, share, blocks = ops.isotonic(*r)
+        y, share, blocks = call.isotonic(*r)
         return y, share, order, blocks
 
     @staticmethod
@@ -289,7 +295,7 @@ class _SoftSort(Function):
     ) -> tuple[Tensor | None, ...]:
         _, _, _, ctx.sign, kl, ctx.dim = inputs
         _, share, order, blocks = output
-        ctx.mark_non_differentiable(order, blocks, *(() if kl else (share,)))
+        ctx.mark_non_differentiable(order, blocks, *(() if kl or share is None else (share,)))
         ctx.set_materialize_grads(False)
         return share if kl else None, order, blocks
 
@@ -299,10 +305,12 @@ class _SoftSort(Function):
         share, order, blocks = ctx.saved_tensors
         grad_x = None
         if grad is not None:
-            grad_x = product(ops.Product(grad, share, order, blocks, ops.TRANSPOSED, ctx.dim, out_ordered=True))
+            p = ops.Product(grad, share, order, blocks, ops.TRANSPOSED, ctx.dim, out_ordered=True)
+            grad_x = product(p, ctx.call)
         if share is not None and share_grad is not None:
             p = ops.Product(share_grad, share, order, blocks, ops.RESIDUAL, ctx.dim, out_ordered=True, scale=ctx.sign)
-            grad_x = product(p) if grad_x is None else grad_x + product(p)
+            along = product(p, ctx.call)
+            grad_x = along if grad_x is None else grad_x + along
         return grad_x, *(None,) * 5
 
     @staticmethod
@@ -315,14 +323,14 @@ class _SoftSort(Function):
 
 _PRODUCT = operator(_Product, "block_product")
 _PLACE = operator(_Place, "place")
-_SORT = operator(_Sort, schema="sorted(Tensor x, bool descending, int dim) -> (Tensor, Tensor)")
-_REGRESSION = operator(
+SORT = operator(_Sort, schema="sorted(Tensor x, bool descending, int dim) -> (Tensor, Tensor)")
+REGRESSION = operator(
     _Regression, schema="regression(Tensor x, Tensor? weight, bool increasing, int dim) -> (Tensor, Tensor)"
 )
-_SOFT_RANK = operator(
+SOFT_RANK = operator(
     _SoftRank, schema="soft_rank(Tensor x, Tensor? w, float scale, bool kl, int dim) -> (Tensor, Tensor, Tensor)"
 )
-_SOFT_SORT = operator(
+SOFT_SORT = operator(
     _SoftSort,
     schema="soft_sort(Tensor x, Tensor? z, float scale, float sign, bool kl, int dim)"
     " -> (Tensor, Tensor, Tensor, Tensor)",

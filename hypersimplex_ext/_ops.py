@@ -128,14 +128,15 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask, -math.inf)
 
 
-def _state_like(x: Tensor, dim: int) -> Tensor:
+def state_like(x: Tensor, dim: int) -> Tensor:
+    """The memory of a state."""
     return x.new_empty((2, *_layout.rest(x.shape, dim)), dtype=reference.wide_dtype(x.device))
 
 
 def threshold_fake(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
-    return _output_like(_filled(x, mask, dim), dim), _state_like(x, dim)
+    return _output_like(_filled(x, mask, dim), dim), state_like(x, dim)
 
 
 @_operator(
@@ -154,7 +155,7 @@ def threshold(
     if call is not None:
         state = call.new_state()
         return call.threshold(x, contiguous(k_values), k, contiguous(tau_values), tau, state), state
-    y, state = _output_like(x, dim), _state_like(x, dim)
+    y, state = _output_like(x, dim), state_like(x, dim)
     if x.numel() == 0:
         state[0], state[1] = math.inf, 0.0
         return y, state
@@ -186,7 +187,7 @@ def _vjp_fake(
 ) -> tuple[Tensor, Tensor]:
     check_given("v", v)
     check_beside("v", v, x)
-    return _output_like(_filled(x, mask, dim), dim), _state_like(x, dim)
+    return _output_like(_filled(x, mask, dim), dim), state_like(x, dim)
 
 
 @_operator(
@@ -199,7 +200,7 @@ def vjp(
 ) -> tuple[Tensor, Tensor]:
     """`jvp`, and the gradients in k, mean_A(v), and in tau, -(1 / tau) sum_A (v - mean_A(v)) y: [2, *rest]."""
     check_vectors("x", x, dim)
-    sums = _state_like(x, dim)
+    sums = state_like(x, dim)
     return _multiply(x, mask, v, state, tau_values, tau, dim, sums), sums
 
 

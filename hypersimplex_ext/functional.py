@@ -16,7 +16,7 @@ from . import _checks, _layout, _loss
 from ._autograd import project, project_directly, steady
 from ._backends import check_memory
 from ._calls import recall, remember, vector_call
-from ._torch_private import direct, in_forward_mode
+from ._eager import autocast, plain
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
@@ -128,7 +128,7 @@ def _projected(
 ) -> tuple[Tensor, Tensor | None]:
     """The projection and its state."""
     signature = None
-    if mask is None and _plain(input):
+    if mask is None and plain(input):
         signature = (
             input.dtype, input.device, input.shape, input.stride(), type(k), type(tau), type(dim), k, tau, dim, solver,
         )  # fmt: skip
@@ -137,7 +137,7 @@ def _projected(
             return project_directly(input, k, tau, call, with_state)  # type: ignore[arg-type]  # no tensor is remembered
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
-    input = _autocast(input)
+    input = autocast(input)
     k_values, k = _per_vector("k", k, input, dim)
     tau_values, tau = _per_vector("tau", tau, input, dim)
     if mask is not None:
@@ -151,13 +151,6 @@ def _projected(
     return project(input, mask, k_values, k, tau_values, tau, dim, pav)
 
 
-def _plain(input: Any, *others: Tensor) -> bool:
-    """Whether a call with these tensors may go to the kernels as it is, once it has passed the checks."""
-    kind = type(input)
-    plain = (kind is Tensor or kind is torch.nn.Parameter) and direct(input, *others)
-    return plain and not in_forward_mode() and (input.dtype not in _HALF or _autocast(input) is input)
-
-
 def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tuple[Tensor | None, float]:
     """A number per vector, or one number for all."""
     value = steady(value, input)
@@ -165,17 +158,6 @@ def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tu
         shape = _layout.rest(input.shape, dim)
         return _checks.per_vector(name, value, input, shape, f"the shape of input without dimension {dim}"), 0.0
     return None, _checks.mass(value, input.shape[dim]) if name == "k" else _checks.temperature(value)
-
-
-_HALF = {torch.float16, torch.bfloat16}
-
-
-def _autocast(input: Tensor) -> Tensor:
-    """Under autocast compute in float32, as PyTorch's softmax and losses do."""
-    if input.dtype not in _HALF:
-        return input
-    device = input.device.type
-    return input.float() if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else input
 
 
 def binary_argmax(input: Tensor, k: int, dim: int = -1) -> Tensor:
@@ -316,7 +298,7 @@ def loss_and_statistics(
     signature = None
     weights = [t for t in (weight, sample_weight) if t is not None]
     constant = all(type(t) is Tensor and not t.requires_grad for t in (target, *weights))
-    if constant and _plain(input, target, *weights):
+    if constant and plain(input, target, *weights):
         signature = (
             input.dtype, input.device, input.shape, input.stride(),
             target.dtype, target.device, target.shape, target.stride(),
@@ -356,7 +338,7 @@ def _checked(
 ) -> tuple[Tensor, _loss.Arguments]:
     """The logits to compute with, and everything else that the loss takes."""
     input, target = _checks.labelled(input, target)
-    input = _autocast(input)
+    input = autocast(input)
     target = _checks.target(target, input)
     classes = input.shape[1] if input.ndim > 1 else 1
     k_values, k, mass_kind = _loss_mass(k, input, classes)

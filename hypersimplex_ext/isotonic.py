@@ -16,7 +16,9 @@ from torch.overrides import handle_torch_function
 
 from . import _checks, _isotonic, _layout, reference
 from ._autograd import steady
-from .functional import Proxy, _autocast
+from ._calls import recall
+from ._eager import autocast, prepare, signature_of
+from .functional import Proxy
 
 __all__ = ["isotonic_regression", "project_permutahedron", "soft_rank", "soft_sort", "sort"]
 
@@ -52,8 +54,14 @@ def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> torch.ret
     """
     if isinstance(input, Proxy):
         return handle_torch_function(sort, (input,), **locals())
+    signature = signature_of(input, sort, bool(descending), type(dim), dim)
+    call = recall(signature)
+    if call is not None:
+        return torch.return_types.sort(call.directly(_isotonic.SORT, input))
     _checks.logits(input)
-    return torch.return_types.sort(_isotonic.sort(input, descending, _checks.dimension(dim, input.ndim)))
+    arguments = descending, _checks.dimension(dim, input.ndim)
+    prepare(signature, input, *arguments)
+    return torch.return_types.sort(_isotonic.sort(input, *arguments))
 
 
 def isotonic_regression(
@@ -104,9 +112,17 @@ def isotonic_regression(
     """
     if isinstance(input, Proxy):
         return handle_torch_function(isotonic_regression, (input,), **locals())
+    signature = None
+    if weight is None and lower is upper is None:
+        signature = signature_of(input, isotonic_regression, bool(increasing), type(dim), dim)
+        call = recall(signature)
+        if call is not None:
+            fitted: Tensor = call.directly(_isotonic.REGRESSION, input)[0]
+            return fitted
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
-    input = _autocast(input)
+    input = autocast(input)
+    prepare(signature, input, None, increasing, dim)
     dtype = input.dtype
     if weight is not None:
         kind = _checks.tensor("weight", weight).dtype
@@ -171,7 +187,7 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         return handle_torch_function(project_permutahedron, (input,), **locals())
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
-    input = _autocast(input)
+    input = autocast(input)
     tau = steady(tau, input)
     if isinstance(tau, Tensor):
         shape = _layout.rest(input.shape, dim)
@@ -265,9 +281,16 @@ def soft_rank(
     """
     if isinstance(values, Proxy):
         return handle_torch_function(soft_rank, (values,), **locals())
+    signature = _soft_signature(soft_rank, values, regularization, regularization_strength, dim, descending, mask)
+    call = recall(signature)
+    if call is not None:
+        y: Tensor = call.directly(_isotonic.SOFT_RANK, values)[0]
+        return y
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
     if mask is None and not isinstance(strength, Tensor):
-        return _isotonic.soft_rank(values, None, -_inverse(strength) if descending else _inverse(strength), kl, dim)
+        arguments = None, -_inverse(strength) if descending else _inverse(strength), kl, dim
+        prepare(signature, values, *arguments)
+        return _isotonic.soft_rank(values, *arguments)
     x = values.to(reference.wide_dtype(values.device))
     x = -x if descending else x
     present = None if mask is None else _checks.mask(mask, values)
@@ -341,10 +364,17 @@ def soft_sort(
     """
     if isinstance(values, Proxy):
         return handle_torch_function(soft_sort, (values,), **locals())
+    signature = _soft_signature(soft_sort, values, regularization, regularization_strength, dim, descending, mask)
+    call = recall(signature)
+    if call is not None:
+        found: Tensor = call.directly(_isotonic.SOFT_SORT, values)[0]
+        return found
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
     sign = 1.0 if descending else -1.0
     if values.numel() == 0 or (mask is None and not isinstance(strength, Tensor)):
-        return _isotonic.soft_sort(values, None, _inverse(strength), sign, kl, dim)
+        arguments = None, _inverse(strength), sign, kl, dim
+        prepare(signature, values, *arguments)
+        return _isotonic.soft_sort(values, *arguments)
     present = torch.ones_like(values, dtype=torch.bool) if mask is None else _checks.mask(mask, values)
     x = values.to(reference.wide_dtype(values.device))
     number, place = _numbered(present, x, dim)
@@ -374,9 +404,17 @@ def _numbered(present: Tensor | None, x: Tensor, dim: int) -> tuple[Tensor | int
     return x.shape[dim] if present is None else present.sum(dim, keepdim=True, dtype=x.dtype), place
 
 
+def _soft_signature(
+    function: Any, values: Tensor, regularization: str, strength: float, dim: int, descending: bool, mask: Tensor | None
+) -> tuple[Any, ...] | None:
+    if mask is not None:
+        return None
+    return signature_of(values, function, type(strength), type(dim), regularization, strength, dim, bool(descending))
+
+
 def _soft(values: Tensor, regularization: str, strength: float, dim: int) -> tuple[Tensor, Any, bool, int]:
     """What soft_rank and soft_sort check alike: values, strength (see `steady`), whether entropic, dimension."""
     _checks.logits(values, "values")
     kl = _checks.choice("regularization", regularization, REGULARIZATIONS) == 1
     strength = _checks.positive("regularization_strength", strength, "a real number")
-    return _autocast(values), steady(strength, values), kl, _checks.dimension(dim, values.ndim)
+    return autocast(values), steady(strength, values), kl, _checks.dimension(dim, values.ndim)
