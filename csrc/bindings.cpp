@@ -8,7 +8,9 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <initializer_list>
 #include <tuple>
+#include <utility>
 
 #include "cpu/projection/solvers/solver.h"
 #include "hypersimplex.h"
@@ -324,12 +326,42 @@ py::dict build_info() {
   return info;
 }
 
+// The enumerations of hypersimplex.h as Python names them.
+py::dict enumerations() {
+  using namespace py::literals;
+  auto codes = [](std::initializer_list<std::pair<const char*, int>> values) {
+    py::dict named;
+    for (const auto& [name, value] : values) named[name] = value;
+    return named;
+  };
+  return py::dict(
+      "DType"_a = codes({{"FLOAT32", int(DType::kFloat32)},
+                         {"FLOAT64", int(DType::kFloat64)},
+                         {"FLOAT16", int(DType::kFloat16)},
+                         {"BFLOAT16", int(DType::kBFloat16)}}),
+      "LossKind"_a = codes({{"SQUARED", int(LossKind::kSquared)}, {"FENCHEL_YOUNG", int(LossKind::kFenchelYoung)}}),
+      "Reduction"_a = codes({{"MEAN", int(Reduction::kMean)}, {"SUM", int(Reduction::kSum)}}),
+      "MassKind"_a = codes({{"VALUE", int(MassKind::kValue)},
+                            {"TARGETS", int(MassKind::kTargets)},
+                            {"FRACTION", int(MassKind::kFraction)}}),
+      "Divergence"_a = codes({{"L2", int(Divergence::kL2)}, {"KL", int(Divergence::kKL)}}),
+      "IsotonicResult"_a = codes({{"REGRESSION", int(IsotonicResult::kRegression)},
+                                  {"PRIMAL", int(IsotonicResult::kPrimal)},
+                                  {"EXP_PRIMAL", int(IsotonicResult::kExpPrimal)}}),
+      "BlockProduct"_a = codes({{"MEAN", int(BlockProduct::kMean)},
+                                {"RATIO", int(BlockProduct::kRatio)},
+                                {"TRANSPOSED", int(BlockProduct::kTransposed)},
+                                {"RESIDUAL", int(BlockProduct::kResidual)}}),
+      "LossState"_a = codes({{"ROWS", kLossStateRows}}));
+}
+
 }  // namespace
 }  // namespace hypersimplex
 
 PYBIND11_MODULE(HYPERSIMPLEX_MODULE, m) {
   using namespace hypersimplex;
   m.def("build_info", &build_info);
+  m.def("enumerations", &enumerations);
   m.def("check_memory", [](const char* name, Argument tensor) { TensorView(name, tensor, Role::kInput); });
   py::module_ on_cpu = m.def_submodule("cpu");
   define_projection<Cpu, int>(on_cpu);

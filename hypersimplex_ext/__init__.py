@@ -1,11 +1,13 @@
 """Differentiable top-k and zero-one loss through Euclidean projection onto the hypersimplex."""
 
 from . import functional, nn, reference
-from ._build_info import build_info
+from ._build_info import __version__, build_info
 from .functional import binary_argmax, hypersimplex_loss, soft_binary_argmax
-from .isotonic import isotonic_regression, project_permutahedron, soft_rank, soft_sort, sort
+from .order import isotonic_regression, sort
+from .ranking import project_permutahedron, soft_rank, soft_sort
 
 __all__ = [
+    "__version__",
     "binary_argmax",
     "build_info",
     "functional",

@@ -8,8 +8,8 @@ upstream,
     y' = J (x' - tau' y) / tau + k' 1_A / |A|
 
 Each operator comes as two autograd functions. The eager one has the cheapest forward, by a prepared call where there is
-one. The transformable one adds what function transforms and forward mode need, at twice the cost per call, and runs only
-inside them. torch.compile traces the operator of the library as such, which has the same derivative.
+one. The transformable one adds what function transforms and forward mode need, at twice the cost per call, and runs
+only inside them. torch.compile traces the operator of the library as such, which has the same derivative.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def product(
 
 
 class _Project(Function):
-    evaluate = staticmethod(_ops.threshold)
+    evaluate = staticmethod(_ops.project)
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
@@ -264,7 +264,7 @@ class _ProjectEagerly(Function):
         ctx.save_for_backward(x, mask, k_values, tau_values, state)
         ctx.problem = k, tau, dim, solve, call = problem
         if call is not None:
-            y: Tensor = call.threshold(x, k_values, k, tau_values, tau, state)
+            y: Tensor = call.project(x, k_values, k, tau_values, tau, state)
             return y
         y, found = solve(x, mask, k_values, k, tau_values, tau, dim)
         state.copy_(found)
@@ -321,11 +321,11 @@ def project_directly(
         problem = k, tau, call.layout.dim, None, call
         return _apply_eagerly(x, None, None, None, state, problem), state
     kept = call.new_state() if with_state or not call.backend.on_cpu else None
-    return call.threshold(x, None, k, None, tau, kept), kept
+    return call.project(x, None, k, None, tau, kept), kept
 
 
 class _ProjectPav(_Project):
-    evaluate = staticmethod(_order_ops.threshold_pav)
+    evaluate = staticmethod(_order_ops.project_pav)
 
 
 def _share(
@@ -368,8 +368,8 @@ class _Product(Function):
         return product(v_tangent, x, mask, state, tau_values, ctx.tau, ctx.dim)
 
 
-_PROJECT = operator(_Project, "threshold", apply_eagerly=_eagerly(_ops.threshold))
-_PROJECT_PAV = operator(_ProjectPav, "threshold_pav", apply_eagerly=_eagerly(_order_ops.threshold_pav))
+_PROJECT = operator(_Project, "project", apply_eagerly=_eagerly(_ops.project))
+_PROJECT_PAV = operator(_ProjectPav, "project_pav", apply_eagerly=_eagerly(_order_ops.project_pav))
 _PRODUCT = operator(_Product)
 
 

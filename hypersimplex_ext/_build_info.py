@@ -1,5 +1,6 @@
 """What this build is made of and what it runs on."""
 
+import importlib.metadata
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,18 @@ except ImportError:  # _backends.py says why when it is missed
 else:
     _core = _C.build_info()
 
-__all__ = ["BuildInfo", "build_info"]
+__all__ = ["BuildInfo", "__version__", "build_info"]
+
+
+def _version() -> str:
+    """The version of the core; without one that of the distribution, if it is installed."""
+    try:
+        return str(_core["version"]) if _core else importlib.metadata.version("hypersimplex_ext")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+__version__ = _version()
 
 _OPENMP_FILE = re.compile(r"lib(gomp|omp|iomp5)\b.*\.so")
 

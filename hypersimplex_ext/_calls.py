@@ -7,6 +7,7 @@ A signature is all of the arguments but data: dtypes, devices, shapes, strides, 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from . import _backends, _layout, reference
 from ._backends import Backend, backend_of, check_memory, contiguous
+from ._enumerations import codes
 from ._layout import Vectors
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_CODES = codes("DType", "FLOAT32", "FLOAT64", "FLOAT16", "BFLOAT16")
+DTYPES = dict(zip((torch.float32, torch.float64, torch.float16, torch.bfloat16), _CODES, strict=True))
 
 Result = TypeVar("Result")
 
@@ -53,13 +56,22 @@ def prepared(make: Callable[..., Result], *signature: Any) -> Result:
     return None if call is _NOTHING else call  # type: ignore[return-value]
 
 
-def expanded(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What tensors of this shape are like, but for their strides: one number, which all calls of these sizes share."""
-    return prepared(_expanded, sizes, dtype, device)
+def expanded(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What tensors of this shape are like, but for their strides: one number, which all calls of these sizes share.
+
+    Never on a GPU: first made while a graph is captured, it would lie in the memory of that graph.
+    """
+    return prepared(_expanded, sizes, dtype)
 
 
-def _expanded(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty((), dtype=dtype, device=device).expand(sizes)
+def _expanded(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty((), dtype=dtype, device="cpu").expand(sizes)
+
+
+def maker(like: Tensor, device: torch.device) -> Callable[[], Tensor]:
+    """What makes contiguous tensors that hold nothing yet, in half the time of Tensor.new_empty."""
+    make = functools.partial(torch.empty_like, like, memory_format=torch.contiguous_format)
+    return make if device.type == "cpu" else functools.partial(make, device=device)
 
 
 def new(like: Tensor) -> Tensor:
@@ -114,8 +126,8 @@ def _vector_call(
         strides,
         packed_strides(shape, dim),
         _layout.result_format(x, layout),
-        expanded((2, *_layout.rest(shape, dim)), reference.wide_dtype(device), device),
-        expanded(blocks_shape(shape, dim), torch.uint8, device),
+        maker(expanded((2, *_layout.rest(shape, dim)), reference.wide_dtype(device)), device),
+        maker(expanded(blocks_shape(shape, dim), torch.uint8), device),
     )
 
 
@@ -131,18 +143,14 @@ class VectorCall(NamedTuple):
     strides: tuple[int, ...]  # of x
     packed: tuple[int, ...]  # strides in which each vector is one run
     result_format: torch.memory_format
-    state: Tensor  # what it is like, but for its strides
-    blocks: Tensor  # likewise
+    new_state: Callable[[], Tensor]  # the memory of one
+    new_blocks: Callable[[], Tensor]
 
     def fitted(self, t: Tensor | None) -> Tensor | None:
         """`t`, copied only where its strides do not fit the layout."""
         return t if t is None or t.is_contiguous() else self.layout.fitted(t)
 
-    def new_state(self) -> Tensor:
-        """The memory of a state."""
-        return new(self.state)
-
-    def threshold(
+    def project(
         self, x: Tensor, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, state: Tensor | None
     ) -> Tensor:
         """The projection of `x`; a state that is there is filled."""
@@ -195,7 +203,7 @@ class VectorCall(NamedTuple):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The result of a `Regression`, the share if wanted, and the blocks."""
         like: Any = b if a is None else a
-        out, blocks, fitted = new(like), new(self.blocks), self.fitted
+        out, blocks, fitted = new(like), self.new_blocks(), self.fitted
         share = (
             torch.empty_strided(like.shape, self.packed, dtype=like.dtype, device=like.device) if wants_share else None
         )

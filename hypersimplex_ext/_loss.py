@@ -19,17 +19,13 @@ from torch.autograd import Function
 from . import _loss_ops, _ops, reference
 from ._autograd import product, project, symbolic, tracing, transforming
 from ._backends import contiguous, has_kernels
+from ._enumerations import codes
 from ._torch_private import direct, untransformed
 
-# The enumerations of csrc/hypersimplex.h.
-SQUARED: int = 0
-FENCHEL_YOUNG: int = 1
-MEAN: int = 0
-SUM: int = 1
-NONE: int = 2  # composed only
-VALUE: int = 0
-TARGETS: int = 1
-FRACTION: int = 2
+SQUARED, FENCHEL_YOUNG = codes("LossKind", "SQUARED", "FENCHEL_YOUNG")
+MEAN, SUM = codes("Reduction", "MEAN", "SUM")
+NONE = 1 + max(MEAN, SUM)  # composed only
+VALUE, TARGETS, FRACTION = codes("MassKind", "VALUE", "TARGETS", "FRACTION")
 
 
 class Arguments(NamedTuple):

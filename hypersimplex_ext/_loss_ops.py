@@ -11,10 +11,11 @@ from torch import Tensor
 
 from . import _layout
 from ._backends import Backend, backend_of, contiguous
-from ._calls import DTYPES, expanded, new, prepared
+from ._calls import DTYPES, expanded, maker, prepared
+from ._enumerations import codes
 from ._ops import _operator, check_given, check_temperatures, check_values, check_vectors, describe
 
-STATE_ROWS = 5  # p, d, mean, active, k; one number follows, the scale
+(STATE_ROWS,) = codes("LossState", "ROWS")  # p, d, mean, active, k; one number follows, the scale
 
 _LOSS_ARGUMENTS = (
     "Tensor x, Tensor target, Tensor? k_values, Tensor? tau_values, Tensor? weight, Tensor? sample_weight, float k,"
@@ -98,10 +99,6 @@ class LossCall(NamedTuple):
     def target_dtype(self) -> torch.dtype:
         """What targets are given as."""
         return self.loss.dtype if self.shapes[0] == self.shapes[1] else torch.int64
-
-    def new_state(self) -> Tensor:
-        """The memory of a state."""
-        return new(self.state)
 
     def forward(self, tensors: LossTensors) -> Tensor:
         """The loss; the state is filled."""

@@ -133,18 +133,18 @@ def state_like(x: Tensor, dim: int) -> Tensor:
     return x.new_empty((2, *_layout.rest(x.shape, dim)), dtype=reference.wide_dtype(x.device))
 
 
-def threshold_fake(
+def project_fake(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     return _output_like(_filled(x, mask, dim), dim), state_like(x, dim)
 
 
 @_operator(
-    "threshold(Tensor x, Tensor? mask, Tensor? k_values, float k, Tensor? tau_values, float tau, int dim)"
+    "project(Tensor x, Tensor? mask, Tensor? k_values, float k, Tensor? tau_values, float tau, int dim)"
     " -> (Tensor y, Tensor state)",
-    threshold_fake,
+    project_fake,
 )
-def threshold(
+def project(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
     """The projection of Eq. 4.3, like `x`, and its state."""
@@ -154,7 +154,7 @@ def threshold(
     x, call = placed(x, dim)
     if call is not None:
         state = call.new_state()
-        return call.threshold(x, contiguous(k_values), k, contiguous(tau_values), tau, state), state
+        return call.project(x, contiguous(k_values), k, contiguous(tau_values), tau, state), state
     y, state = _output_like(x, dim), state_like(x, dim)
     if x.numel() == 0:
         state[0], state[1] = math.inf, 0.0
@@ -298,6 +298,6 @@ def _register_rule(name: str, rule: Callable[..., Any]) -> None:
     torch.library.register_vmap(f"hypersimplex_ext::{name}", rule, lib=_LIBRARY)
 
 
-_register_batching(threshold, "threshold", None, (0, 1))
+_register_batching(project, "project", None, (0, 1))
 _register_batching(jvp, "jvp", 3, 0)
 _register_batching(vjp, "vjp", 3, (0, 1))

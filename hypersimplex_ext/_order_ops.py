@@ -17,18 +17,12 @@ from torch import Tensor
 from . import _ops, reference
 from ._backends import check_memory
 from ._calls import blocks_shape, new, packed_strides, placed
+from ._enumerations import codes
 from ._ops import _operator
 
-# The enumerations of csrc/hypersimplex.h.
-L2: int = 0
-KL: int = 1
-REGRESSION: int = 0
-PRIMAL: int = 1
-EXP_PRIMAL: int = 2
-MEAN: int = 0
-RATIO: int = 1
-TRANSPOSED: int = 2
-RESIDUAL: int = 3
+L2, KL = codes("Divergence", "L2", "KL")
+REGRESSION, PRIMAL, EXP_PRIMAL = codes("IsotonicResult", "REGRESSION", "PRIMAL", "EXP_PRIMAL")
+MEAN, RATIO, TRANSPOSED, RESIDUAL = codes("BlockProduct", "MEAN", "RATIO", "TRANSPOSED", "RESIDUAL")
 
 
 def _packed(like: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -265,15 +259,15 @@ def _block_product_in_torch(p: Product, out: Tensor) -> Tensor:
 
 
 @_operator(
-    "threshold_pav(Tensor x, Tensor? mask, Tensor? k_values, float k, Tensor? tau_values, float tau, int dim)"
+    "project_pav(Tensor x, Tensor? mask, Tensor? k_values, float k, Tensor? tau_values, float tau, int dim)"
     " -> (Tensor y, Tensor state)",
-    _ops.threshold_fake,
+    _ops.project_fake,
 )
-def threshold_pav(
+def project_pav(
     x: Tensor, mask: Tensor | None, k_values: Tensor | None, k: float, tau_values: Tensor | None, tau: float, dim: int
 ) -> tuple[Tensor, Tensor]:
-    """`threshold` by sorting and isotonic regression, with the same state."""
-    y, state = _ops.threshold_fake(x, mask, k_values, k, tau_values, tau, dim)
+    """`project` by sorting and isotonic regression, with the same state."""
+    y, state = _ops.project_fake(x, mask, k_values, k, tau_values, tau, dim)
     for name, values in (("k_values", k_values), ("tau_values", tau_values)):
         _ops.check_beside(name, values, state[0], state.dtype)
     _ops.check_values("k", k_values, x.shape[dim])
@@ -311,4 +305,4 @@ _ops.register_batching_in_front(sort, "sort", 3)
 _ops.register_batching_in_front(place, "place", 2)
 _ops.register_batching_in_front(isotonic, "isotonic", 0)
 _ops.register_batching_in_front(block_product, "block_product", 5)
-_ops._register_batching(threshold_pav, "threshold_pav", None, (0, 1))
+_ops._register_batching(project_pav, "project_pav", None, (0, 1))

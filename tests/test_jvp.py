@@ -191,7 +191,7 @@ def test_second_derivative_uses_the_same_product(device):
     (grad,) = torch.autograd.grad((y**2).sum() / 2, x, create_graph=True)
     v = torch.randn_like(x)
     (along,) = torch.autograd.grad(grad, x, v)
-    y, state = _ops.threshold(x.detach(), None, k.detach(), 0.0, tau.detach(), 0.0, 1)
+    y, state = _ops.project(x.detach(), None, k.detach(), 0.0, tau.detach(), 0.0, 1)
     expected = _ops.jvp(x.detach(), None, v, state, tau.detach(), 0.0, 1) / tau.detach().unsqueeze(1)
     assert_close(along, expected, 1e-12)
 
@@ -241,7 +241,7 @@ def test_product_is_a_projection(data):
     k = data.draw(st.integers(0, n), label="k")
     x = torch.randn(3, n).mul(4).round().div(4) if data.draw(st.booleans(), label="ties") else torch.randn(3, n)
     x = x.double()
-    _, state = _ops.threshold(x, None, None, k, None, 1.0, 1)
+    _, state = _ops.project(x, None, None, k, None, 1.0, 1)
     v, w = torch.randn(2, 3, n, dtype=torch.float64)
     jv, jw = (_ops.jvp(x, None, t, state, None, 1.0, 1) for t in (v, w))
     torch.testing.assert_close((jv * w).sum(1), (v * jw).sum(1))

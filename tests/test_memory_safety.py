@@ -53,14 +53,14 @@ def operators():
     x, v, weight = eighths(4, 8), eighths(4, 8), eighths(4, 8).abs() + 1
     mask = torch.ones(4, 8, dtype=torch.bool)
     k, tau = torch.full((4,), 2.0, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
-    state = OPS.threshold(x, mask, k, 2.0, tau, 1.0, 1)[1]
+    state = OPS.project(x, mask, k, 2.0, tau, 1.0, 1)[1]
     order = OPS.sort(x, True, False, 1)[1]
     blocks = OPS.isotonic(1, x, 1.0, None, 0.0, False, weight, order, 0, False, 0, 1.0, False)[2]
     logits = eighths(6, 3)
     per_class, per_sample = (torch.ones(size, dtype=torch.float64) for size in (3, 6))
     settings = 2.0, 0, 1.0, -100, 0.0, 0, 0
-    yield "threshold", (x, mask, k, 2.0, tau, 1.0, 1)
-    yield "threshold_pav", (x, mask, k, 2.0, tau, 1.0, 1)
+    yield "project", (x, mask, k, 2.0, tau, 1.0, 1)
+    yield "project_pav", (x, mask, k, 2.0, tau, 1.0, 1)
     yield "jvp", (x, mask, v, state, tau, 1.0, 1)
     yield "vjp", (x, mask, v, state, tau, 1.0, 1)
     yield "sort", (x, True, False, 1)
@@ -120,8 +120,8 @@ def test_numbers_that_stand_for_words_and_dimensions_are_looked_at(compiled):
         "isotonic": {0: (-1, 2, 7), 8: (-1, 2), 10: (-1, 3)},
         "block_product": {4: (-1, 4, 7), 5: (-1, 2)},
         "loss_forward": {7: (-1, 3, 9), 11: (-1, 2), 12: (-1, 2)},
-        "threshold": {6: (-1, 2)},
-        "threshold_pav": {6: (-1, 2)},
+        "project": {6: (-1, 2)},
+        "project_pav": {6: (-1, 2)},
         "jvp": {6: (-1, 2)},
         "vjp": {6: (-1, 2)},
         "sort": {3: (-1, 2)},

@@ -103,7 +103,7 @@ def test_layer_and_errors():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch about itself
 def test_registration_and_compilation():
-    operator = torch.ops.hypersimplex_ext.threshold_pav
+    operator = torch.ops.hypersimplex_ext.project_pav
     for x in (torch.randn(4, 5, 6), torch.randn(6, 5, 4).permute(2, 1, 0), torch.randn(4, 5, 6).bfloat16()):
         torch.library.opcheck(operator.default, (x, None, None, 2.0, None, 1.0, 1))
     x = torch.randn(7, 9)

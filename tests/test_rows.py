@@ -135,7 +135,7 @@ def test_gradients_of_rows(n: int, dtype: torch.dtype) -> None:
     x[5] = INF
     k[7] = 0
     tau[9] = 1e200  # more than the type can express
-    _, state = _ops.threshold(x, None, k, 0.0, tau, 0.0, 1)
+    _, state = _ops.project(x, None, k, 0.0, tau, 0.0, 1)
     assert state[0, 3].isnan()
     grad, sums = _ops.vjp(x, None, v, state, tau, 0.0, 1)
     assert not sums[:, 7].any()

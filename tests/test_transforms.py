@@ -205,7 +205,7 @@ def test_batched_gradients(device, kind):
 @pytest.mark.parametrize("name", ["jvp", "vjp"])
 def test_inner_operators_refuse_to_be_differentiated(name):
     x, v = torch.randn(2, 3, 5)
-    state = torch.ops.hypersimplex_ext.threshold(x, None, None, 2.0, None, 1.0, 1)[1]
+    state = torch.ops.hypersimplex_ext.project(x, None, None, 2.0, None, 1.0, 1)[1]
     result = getattr(torch.ops.hypersimplex_ext, name)(x, None, v.requires_grad_(), state, None, 1.0, 1)
     with pytest.raises(NotImplementedError, match="differentiate soft_binary_argmax twice instead"):
         (result if name == "jvp" else result[0]).sum().backward()

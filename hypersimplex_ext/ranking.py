@@ -1,4 +1,4 @@
-"""Sorting, isotonic regression, and the soft sorting and ranking that rest on them.
+"""Soft sorting and ranking, and the projection onto any permutahedron, by sort and isotonic regression.
 
 M. Blondel, O. Teboul, Q. Berthet, J. Djolonga, "Fast Differentiable Sorting and Ranking", ICML 2020, arXiv 2002.08871.
 The projection onto the hypersimplex is the case w = (1, ..., 1, 0, ..., 0) of `project_permutahedron`.
@@ -14,136 +14,15 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from . import _checks, _isotonic, _layout, reference
+from . import _checks, _layout, _order_autograd, reference
 from ._autograd import steady
 from ._calls import recall
 from ._eager import autocast, prepare, signature_of
 from .functional import Proxy
 
-__all__ = ["isotonic_regression", "project_permutahedron", "soft_rank", "soft_sort", "sort"]
+__all__ = ["project_permutahedron", "soft_rank", "soft_sort"]
 
 REGULARIZATIONS = {"l2": 0, "kl": 1}
-
-
-def sort(input: Tensor, dim: int = -1, *, descending: bool = False) -> torch.return_types.sort:
-    """Sort along a dimension, stably, with gradients for the values.
-
-    The order is that of `torch.sort`: nan is greater than every number, so nans come last in ascending and first in
-    descending order; -0 and 0 are equal; equal entries keep their order, also in descending order.
-
-    Args:
-        input: Entries of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64.
-        dim: The dimension to sort along.
-        descending: Largest first.
-
-    Returns:
-        (values, indices), named as those of `torch.sort`, in the shape of `input`; indices are int64.
-
-    Raises:
-        TypeError: `input` is not of a floating-point dtype above.
-        ValueError: `input` has no dimension.
-        IndexError: `dim` is out of range.
-
-    Equivalent to::
-
-        values, indices = torch.sort(input, dim=dim, descending=descending, stable=True)
-
-    Example:
-        >>> sort(torch.tensor([0.3, 0.1, 0.2]), descending=True).indices
-        tensor([0, 2, 1])
-    """
-    if isinstance(input, Proxy):
-        return handle_torch_function(sort, (input,), **locals())
-    signature = signature_of(input, sort, bool(descending), type(dim), dim)
-    call = recall(signature)
-    if call is not None:
-        return torch.return_types.sort(call.directly(_isotonic.SORT, input))
-    _checks.logits(input)
-    arguments = descending, _checks.dimension(dim, input.ndim)
-    prepare(signature, input, *arguments)
-    return torch.return_types.sort(_isotonic.sort(input, *arguments))
-
-
-def isotonic_regression(
-    input: Tensor,
-    weight: Tensor | None = None,
-    *,
-    dim: int = -1,
-    increasing: bool = True,
-    lower: float | None = None,
-    upper: float | None = None,
-) -> Tensor:
-    r"""Fit a monotone sequence to each vector along a dimension by pooling adjacent violators.
-
-    For each vector y with weights w,
-
-    .. math:: v = \arg\min_{l \le v_1 \le \dots \le v_n \le u} \textstyle\sum_i w_i (y_i - v_i)^2
-
-    v is constant on blocks of adjacent entries and there the weighted mean of y, clipped to [l, u]. Gradients flow to
-    `input` and `weight`; where v changes its blocks, neighbours of equal value count as separate.
-
-    Args:
-        input: y, of any shape with at least one dimension and any strides; float16, bfloat16, float32 or float64. Sums
-            are in float64. Under autocast, halves are taken as float32.
-        weight: w, positive, a real tensor that broadcasts to the shape of `input`; None for equal weights. Floats are
-            used as wide as they come, integers as float64.
-        dim: The dimension of the sequence.
-        increasing: Non-decreasing; else non-increasing.
-        lower: l, a number, or None for none.
-        upper: u, a number, or None for none.
-
-    Returns:
-        v with the shape and dtype of `input`. A nan or an infinity in `input` makes its vector nan.
-
-    Raises:
-        TypeError: `input` is not of a floating-point dtype above, `weight` is no real tensor, a bound is no number.
-        ValueError: A shape does not broadcast, `lower` is greater than `upper` or one of them nan, or a weight is not
-            in (0, inf). Weights on another device than the CPU are not looked into: a vector with one out of range
-            becomes nan.
-        IndexError: `dim` is out of range.
-
-    Equivalent to (one vector)::
-
-        scipy.optimize.isotonic_regression(input, weights=weight, increasing=increasing).x.clip(lower, upper)
-
-    Example:
-        >>> isotonic_regression(torch.tensor([1.0, 3.0, 2.0, 4.0]))
-        tensor([1.0000, 2.5000, 2.5000, 4.0000])
-    """
-    if isinstance(input, Proxy):
-        return handle_torch_function(isotonic_regression, (input,), **locals())
-    signature = None
-    if weight is None and lower is upper is None:
-        signature = signature_of(input, isotonic_regression, bool(increasing), type(dim), dim)
-        call = recall(signature)
-        if call is not None:
-            fitted: Tensor = call.directly(_isotonic.REGRESSION, input)[0]
-            return fitted
-    _checks.logits(input)
-    dim = _checks.dimension(dim, input.ndim)
-    input = autocast(input)
-    prepare(signature, input, None, increasing, dim)
-    dtype = input.dtype
-    if weight is not None:
-        kind = _checks.tensor("weight", weight).dtype
-        input = input.to(torch.promote_types(dtype, kind if kind.is_floating_point else torch.float64))
-        weight = _checks.broadcast("weight", weight, input).expand(input.shape)
-    low, high = _bound("lower", lower, dtype), _bound("upper", upper, dtype)
-    if low is not None and high is not None and low > high:
-        raise ValueError(f"lower must not be greater than upper, got {lower} and {upper}")
-    v = _isotonic.regression(input, weight, increasing, dim).to(dtype)
-    return v if low is None and high is None else v.clamp(low, high)
-
-
-def _bound(name: str, bound: float | None, dtype: torch.dtype) -> float | None:
-    """The bound as `dtype` has it: a finite one stays finite."""
-    if bound is None:
-        return None
-    bound = _checks.number(name, bound)
-    if bound != bound:
-        raise ValueError(f"{name} must be a number or None, got nan")
-    largest = torch.finfo(dtype).max
-    return max(-largest, min(bound, largest)) if abs(bound) < math.inf else bound
 
 
 def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -195,7 +74,7 @@ def project_permutahedron(input: Tensor, w: Tensor, tau: float | Tensor = 1.0, d
         tau = torch.where((tau >= reference.LEAST_TEMPERATURE) & (tau < math.inf), tau, math.nan).unsqueeze(dim)
         x, tau = _balanced(input.to(tau.dtype), tau)
         return _scaled(x, _descending(w, input, dim).to(tau.dtype), tau, dim).to(input.dtype)
-    return _isotonic.soft_rank(input, _descending(w, input, dim), _inverse(_checks.temperature(tau)), False, dim)
+    return _order_autograd.soft_rank(input, _descending(w, input, dim), _inverse(_checks.temperature(tau)), False, dim)
 
 
 def _balanced(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +88,7 @@ def _scaled(x: Tensor, w: Tensor, tau: Tensor, dim: int) -> Tensor:
 
     So no digit of x is lost: differences between entries come before the quotient, as they do for a number.
     """
-    return _isotonic.soft_rank(x, w * tau, 1.0, False, dim) / tau
+    return _order_autograd.soft_rank(x, w * tau, 1.0, False, dim) / tau
 
 
 def _inverse(strength: float) -> float:
@@ -226,7 +105,7 @@ def _descending(w: Tensor, input: Tensor, dim: int) -> Tensor:
     if w.ndim < input.ndim - dim or w.shape[dim - input.ndim] != input.shape[dim]:
         raise ValueError(f"w must have {input.shape[dim]} entries along dimension {dim}, got shape {list(w.shape)}")
     w = _checks.broadcast("w", w, input)
-    return _isotonic.sort(w, True, dim - input.ndim + w.ndim)[0].expand(input.shape)
+    return _order_autograd.sort(w, True, dim - input.ndim + w.ndim)[0].expand(input.shape)
 
 
 def soft_rank(
@@ -284,13 +163,13 @@ def soft_rank(
     signature = _soft_signature(soft_rank, values, regularization, regularization_strength, dim, descending, mask)
     call = recall(signature)
     if call is not None:
-        y: Tensor = call.directly(_isotonic.SOFT_RANK, values)[0]
+        y: Tensor = call.directly(_order_autograd.SOFT_RANK, values)[0]
         return y
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
     if mask is None and not isinstance(strength, Tensor):
         arguments = None, -_inverse(strength) if descending else _inverse(strength), kl, dim
         prepare(signature, values, *arguments)
-        return _isotonic.soft_rank(values, *arguments)
+        return _order_autograd.soft_rank(values, *arguments)
     x = values.to(reference.wide_dtype(values.device))
     x = -x if descending else x
     present = None if mask is None else _checks.mask(mask, values)
@@ -307,7 +186,7 @@ def soft_rank(
     if present is not None:
         last = torch.finfo(x.dtype).min  # behind everything else, and never pooled with it
         x = torch.where(present, torch.where(x == last, last * (1 - torch.finfo(x.dtype).eps), x), last)
-    ranks = _scaled(x, w, strength, dim) if by_w else _isotonic.soft_rank(x, w, _inverse(strength), kl, dim)
+    ranks = _scaled(x, w, strength, dim) if by_w else _order_autograd.soft_rank(x, w, _inverse(strength), kl, dim)
     return (ranks if present is None else torch.where(present, ranks, 0.0)).to(values.dtype)
 
 
@@ -367,14 +246,14 @@ def soft_sort(
     signature = _soft_signature(soft_sort, values, regularization, regularization_strength, dim, descending, mask)
     call = recall(signature)
     if call is not None:
-        found: Tensor = call.directly(_isotonic.SOFT_SORT, values)[0]
+        found: Tensor = call.directly(_order_autograd.SOFT_SORT, values)[0]
         return found
     values, strength, kl, dim = _soft(values, regularization, regularization_strength, dim)
     sign = 1.0 if descending else -1.0
     if values.numel() == 0 or (mask is None and not isinstance(strength, Tensor)):
         arguments = None, _inverse(strength), sign, kl, dim
         prepare(signature, values, *arguments)
-        return _isotonic.soft_sort(values, *arguments)
+        return _order_autograd.soft_sort(values, *arguments)
     present = torch.ones_like(values, dtype=torch.bool) if mask is None else _checks.mask(mask, values)
     x = values.to(reference.wide_dtype(values.device))
     number, place = _numbered(present, x, dim)
@@ -390,7 +269,7 @@ def soft_sort(
         last = last.amin(dim, keepdim=True) if descending else last.amax(dim, keepdim=True)
         last = torch.nextafter(last, torch.full_like(last, -sign * math.inf)).nan_to_num()
         z = torch.where(place < number, z, torch.finfo(x.dtype).min).expand(x.shape)
-    y = _isotonic.soft_sort(torch.where(present, x, last), z, scale, sign, kl, dim)
+    y = _order_autograd.soft_sort(torch.where(present, x, last), z, scale, sign, kl, dim)
     return torch.where(place < number, y, 0.0).to(values.dtype)
 
 
