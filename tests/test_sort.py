@@ -127,3 +127,9 @@ def test_threads(backend, dtype):
             assert_sorted(torch.randn(10_000, 17).to(dtype), False, 0)
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_vector_that_is_too_long_is_an_error():
+    x = torch.zeros(1, dtype=torch.float16).expand(2**32 + 1)
+    with pytest.raises(ValueError, match=r"sort on the CPU takes vectors of at most 2\^32 entries, got 4294967297"):
+        native.sort(x, values=False, order=False)

@@ -4,43 +4,30 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/launchers.h"
 #include "cpu/simd/float_environment.h"
-#include "hypersimplex.h"
 
 namespace hypersimplex {
 
+#define HYPERSIMPLEX_POINTER(name, parameters, arguments, chosen) void(*name) parameters;
 namespace {
 struct Clone {
-  const char* name;
-  void (*threshold)(const ThresholdArgs&, int);
-  void (*jvp)(const JvpArgs&, int);
-  void (*loss_forward)(const LossArgs&, void*, int);
-  void (*loss_backward)(const LossArgs&, const LossBackward&, int);
-  void (*sort)(const SortArgs&, int);
-  void (*isotonic)(const IsotonicArgs&, int);
-  void (*block_product)(const BlockProductArgs&, int);
+  const char* isa;
+  HYPERSIMPLEX_LAUNCHERS(HYPERSIMPLEX_POINTER)
 };
 }  // namespace
 
-#define HYPERSIMPLEX_DECLARE(isa)                                                                    \
-  namespace isa {                                                                                    \
-  void threshold(const ThresholdArgs& args, int threads);                                            \
-  void jvp(const JvpArgs& args, int threads);                                                        \
-  void loss_forward(const LossArgs& args, void* loss, int threads);                                  \
-  void loss_backward(const LossArgs& args, const LossBackward& backward, int threads);               \
-  void sort(const SortArgs& args, int threads);                                                      \
-  void isotonic(const IsotonicArgs& args, int threads);                                              \
-  void block_product(const BlockProductArgs& args, int threads);                                     \
-  }                                                                                                  \
-  constexpr Clone k_##isa {                                                                          \
-    #isa, isa::threshold, isa::jvp, isa::loss_forward, isa::loss_backward, isa::sort, isa::isotonic, \
-        isa::block_product                                                                           \
+#define HYPERSIMPLEX_ADDRESS(name, parameters, arguments, chosen) &name,
+#define HYPERSIMPLEX_DECLARE(isa)                                             \
+  namespace isa {                                                             \
+  HYPERSIMPLEX_LAUNCHERS(HYPERSIMPLEX_DECLARE_LAUNCHER)                       \
+  constexpr Clone kClone{#isa, HYPERSIMPLEX_LAUNCHERS(HYPERSIMPLEX_ADDRESS)}; \
   }
 
-HYPERSIMPLEX_DECLARE(baseline);
+HYPERSIMPLEX_DECLARE(baseline)
 #ifdef __x86_64__
-HYPERSIMPLEX_DECLARE(avx2);
-HYPERSIMPLEX_DECLARE(avx512);
+HYPERSIMPLEX_DECLARE(avx2)
+HYPERSIMPLEX_DECLARE(avx512)
 #endif
 
 namespace {
@@ -58,10 +45,10 @@ Clone choose(const std::string& limit) {
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && (limit == "" || limit == "avx512")) return k_avx512;
-  if (avx2 && limit != "baseline") return k_avx2;
+  if (avx512 && (limit == "" || limit == "avx512")) return avx512::kClone;
+  if (avx2 && limit != "baseline") return avx2::kClone;
 #endif
-  return k_baseline;
+  return baseline::kClone;
 }
 
 const Clone& clone() {
@@ -80,35 +67,14 @@ const Clone& clone(const Shape& shape) {
 
 namespace cpu {
 
-void threshold(const ThresholdArgs& args, int threads) {
-  const FloatEnvironment environment;
-  clone().threshold(args, threads);
-}
-void jvp(const JvpArgs& args, int threads) {
-  const FloatEnvironment environment;
-  clone().jvp(args, threads);
-}
-void loss_forward(const LossArgs& args, void* loss, int threads) {
-  const FloatEnvironment environment;
-  clone(args.shape).loss_forward(args, loss, threads);
-}
-void loss_backward(const LossArgs& args, const LossBackward& backward, int threads) {
-  const FloatEnvironment environment;
-  clone(args.shape).loss_backward(args, backward, threads);
-}
-void sort(const SortArgs& args, int threads) {
-  const FloatEnvironment environment;
-  clone().sort(args, threads);
-}
-void isotonic(const IsotonicArgs& args, int threads) {
-  const FloatEnvironment environment;
-  clone().isotonic(args, threads);
-}
-void block_product(const BlockProductArgs& args, int threads) {
-  const FloatEnvironment environment;
-  clone().block_product(args, threads);
-}
-const char* vector_extension() { return clone().name; }
+#define HYPERSIMPLEX_LAUNCH(name, parameters, arguments, chosen) \
+  void name parameters {                                         \
+    const FloatEnvironment environment;                          \
+    (chosen).name arguments;                                     \
+  }
+HYPERSIMPLEX_LAUNCHERS(HYPERSIMPLEX_LAUNCH)
+
+const char* vector_extension() { return clone().isa; }
 
 }  // namespace cpu
 }  // namespace hypersimplex

@@ -125,7 +125,6 @@ __device__ __forceinline__ int warp_count() { return int(blockDim.x) / kWarpSize
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 __device__ __forceinline__ bool any_lane(bool predicate) { return __any_sync(kAllLanes, predicate); }
 __device__ __forceinline__ unsigned lanes_where(bool predicate) { return __ballot_sync(kAllLanes, predicate); }
-__device__ __forceinline__ int lanes_below(unsigned lanes) { return __popc(lanes & ((1u << lane_id()) - 1)); }
 __device__ __forceinline__ int lane_count(unsigned lanes) { return __popc(lanes); }
 
 __device__ __forceinline__ int lowest_bit(unsigned bits) { return __ffs(int(bits)) - 1; }    // of some

@@ -2,7 +2,7 @@
 // is cut into chunks; what a chunk holds of a block that began before it is added to that block's sums in order.
 #include <limits>
 
-#include "cpu/isa_launchers.h"
+#include "cpu/launchers.h"
 #include "cpu/order/segments.h"
 
 namespace hypersimplex {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/isa_launchers.h"
+#include "cpu/launchers.h"
 #include "cpu/order/isotonic_terms.h"
 #include "cpu/order/pav.h"
 

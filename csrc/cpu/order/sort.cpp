@@ -5,7 +5,7 @@
 // threads may cut the work as they like.
 #include <cstring>
 
-#include "cpu/isa_launchers.h"
+#include "cpu/launchers.h"
 #include "cpu/order/strided_rows.h"
 #include "cpu/simd/simd.h"
 
@@ -15,12 +15,12 @@ namespace {
 
 using Word = uint64_t;
 
-constexpr int64_t kRanked = 64;          // up to here the n^2 / 2 comparisons cost less than counting digits
-constexpr int64_t kNarrowLevels = 2048;  // up to here 2^16 levels, from there 2^18
-constexpr int64_t kLevelled = 16384;     // up to here levels are tried first: two passes instead of three or four
-constexpr int64_t kWideDigits = 8192;    // from here three passes with larger tables cost less than four
-constexpr int64_t kPlaces = int64_t(1) << 32;
-constexpr int kMaxParts = 64;  // of one vector over threads
+constexpr int64_t kRanked = 64;                // up to here the n^2 / 2 comparisons cost less than counting digits
+constexpr int64_t kNarrowLevels = 2048;        // up to here 2^16 levels, from there 2^18
+constexpr int64_t kLevelled = 16384;           // up to here levels are tried first: two passes instead of three or four
+constexpr int64_t kWideDigits = 8192;          // from here three passes with larger tables cost less than four
+constexpr int64_t kPlaces = int64_t(1) << 32;  // that fit into half a word
+constexpr int kMaxParts = 64;                  // of one vector over threads
 
 template <class In>
 struct Format;
@@ -313,40 +313,11 @@ void sort_vector(const In* x, int64_t n, const Keys<In>& keys, Word* words, Word
   });
 }
 
-// Vectors whose places do not fit a word.
-template <class In>
-void sort_beyond_words(const SortArgs& args, const Keys<In>& keys) {
-  const Shape& shape = args.shape;
-  const int64_t n = shape.n1 * shape.n2;
-  std::unique_ptr<int64_t[]> memory(new int64_t[2 * size_t(n)]);
-  auto at = [&](const Strides& strides, int64_t v, int64_t j) {
-    return v / shape.inner * strides.outer + v % shape.inner * strides.inner + j / shape.n2 * strides.n1 +
-           j % shape.n2 * strides.n2;
-  };
-  const In* x = static_cast<const In*>(args.x);
-  for (int64_t v = 0; v < shape.outer * shape.inner; ++v) {
-    int64_t *places = memory.get(), *merged = places + n;
-    for (int64_t j = 0; j < n; ++j) places[j] = j;
-    auto key = [&](int64_t place) { return keys(x[at(args.x_strides, v, place)]); };
-    for (int64_t size = 1; size < n; size *= 2, std::swap(places, merged))
-      for (int64_t begin = 0; begin < n; begin += 2 * size) {
-        const int64_t middle = std::min(begin + size, n), end = std::min(begin + 2 * size, n);
-        for (int64_t i = begin, left = begin, right = middle; i < end; ++i)
-          merged[i] =
-              places[right == end || (left < middle && key(places[left]) <= key(places[right])) ? left++ : right++];
-      }
-    for (int64_t j = 0; args.values && j < n; ++j)
-      static_cast<In*>(args.values)[at(args.values_strides, v, j)] = x[at(args.x_strides, v, places[j])];
-    for (int64_t j = 0; args.order && j < n; ++j)
-      static_cast<int64_t*>(args.order)[at(args.order_strides, v, j)] = places[j];
-  }
-}
-
 template <class In>
 void sort_vectors(const SortArgs& args, int threads) {
   const Keys<In> keys{typename Format<In>::Bits(args.descending ? ~uint64_t(0) : 0)};
   const Shape& shape = args.shape;
-  if (shape.n1 * shape.n2 > kPlaces) return sort_beyond_words(args, keys);
+  if (shape.n1 * shape.n2 > kPlaces) cpu::raise_too_long_to_sort(shape.n1 * shape.n2);
   const Tensor<const In> x{static_cast<const In*>(args.x), args.x_strides};
   const Tensor<In> values{static_cast<In*>(args.values), args.values_strides};
   const Tensor<int32_t> order{args.wide_order ? nullptr : static_cast<int32_t*>(args.order), args.order_strides};

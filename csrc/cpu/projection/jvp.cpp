@@ -2,7 +2,7 @@
 // one that writes.
 #include <type_traits>
 
-#include "cpu/isa_launchers.h"
+#include "cpu/launchers.h"
 #include "cpu/projection/jvp_rows.h"
 #include "cpu/projection/lane_thresholds.h"
 

@@ -1,7 +1,7 @@
 // The HyperSimplex loss, fused. Forward: per class, solve, then one sweep for the loss and the sums over the active
 // set. Backward: one sweep that reads logits and targets again and writes the gradient. Class indices become small
 // blocks of targets on the way, never a one-hot tensor; ignored samples become entries that take no part.
-#include "cpu/isa_launchers.h"
+#include "cpu/launchers.h"
 #include "cpu/projection/loss_targets.h"
 #include "cpu/projection/solvers/column_candidates.h"
 

@@ -1,7 +1,7 @@
 // The projection onto the (n,k)-hypersimplex: solves every panel, then writes y = clip((x - t) / tau, 0, 1).
 #include <type_traits>
 
-#include "cpu/isa_launchers.h"
+#include "cpu/launchers.h"
 #include "cpu/projection/solve_panel.h"
 #include "cpu/projection/solvers/row_candidates.h"
 #include "cpu/projection/solvers/single_row.h"

@@ -14,6 +14,13 @@ void raise_order_out_of_range(int64_t n) {
   throw std::out_of_range("order must lie in [0, " + std::to_string(n) + ")");
 }
 
+void raise_unknown_dtype(int dtype) {
+  throw std::invalid_argument("dtype must be a code from 0 to 3, got " + std::to_string(dtype));
+}
+void raise_too_long_to_sort(int64_t n) {
+  throw std::invalid_argument("sort on the CPU takes vectors of at most 2^32 entries, got " + std::to_string(n));
+}
+
 void raise_not_in_unit_interval(double label) {
   std::ostringstream message;
   message << "target must lie in [0, 1], got " << label;
