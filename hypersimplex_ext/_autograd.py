@@ -107,17 +107,20 @@ def operator(
         ctx.save_for_backward(*definition.keep(ctx, inputs, output))
         return output
 
+    backward = definition.backward  # a plain function, as torch.compile wants it where it traces what follows
+
     def backward_eagerly(ctx: Any, *gradients: Any) -> Any:
-        return *definition.backward(ctx, *gradients), None
+        return *backward(ctx, *gradients), None
 
     def subclass(**attributes: Any) -> Any:
         return type(definition)(definition.__name__, (definition,), attributes)
 
     if traced is not None:
         _ops.register_derivative(traced, definition.backward, save)
+    apply_directly = None
     if apply_eagerly is None:
         eager = subclass(forward=staticmethod(forward_eagerly), backward=staticmethod(backward_eagerly))
-        apply_eagerly = untransformed(eager)
+        apply_eagerly, apply_directly = eager.apply, untransformed(eager)
         library = library if traced is not None else lambda *arguments: eager.apply(*arguments, None)
     transformable = subclass(
         generate_vmap_rule=True,
@@ -125,19 +128,18 @@ def operator(
         setup_context=staticmethod(setup_context),
         jvp=staticmethod(definition.tangent),
     )
-    return Operator(definition.evaluate, library, apply_eagerly, transformable)
+    return Operator(definition.evaluate, library, apply_eagerly, apply_directly, transformable)
 
 
 class Operator:
     """An operator in its two autograd functions; a call takes the cheapest way that gives the derivatives asked for."""
 
-    def __init__(
-        self, evaluate: Any, traced: Callable[..., Any], apply_eagerly: Callable[..., Any], other: Any
-    ) -> None:
+    def __init__(self, evaluate: Any, traced: Any, apply_eagerly: Any, apply_directly: Any, transformable: Any) -> None:
         self._evaluate = evaluate
         self._traced = traced
-        self._apply_eagerly = apply_eagerly
-        self._transformable = other
+        self._apply_eagerly = apply_eagerly  # which unwraps what transforms of the past have left
+        self._apply_directly = apply_directly  # of plain tensors only
+        self._transformable = transformable
 
     def __call__(self, *arguments: Any) -> Any:
         """The result for these inputs."""
@@ -152,7 +154,7 @@ class Operator:
     def directly(self, call: VectorCall, x: Tensor, *arguments: Any) -> Any:
         """By a prepared call, where nothing but autograd comes before the kernels, and only `x` may require grad."""
         if x.requires_grad and torch.is_grad_enabled():
-            return self._apply_eagerly(x, *arguments, call)
+            return self._apply_directly(x, *arguments, call)
         return self._evaluate(x, *arguments, call)
 
 
@@ -290,7 +292,7 @@ class _ProjectEagerly(Function):
         return grad_x, None, grad_k, grad_tau, None, None
 
 
-_apply_eagerly = untransformed(_ProjectEagerly)
+_project_plain = untransformed(_ProjectEagerly)
 
 
 def _eagerly(solve: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -307,7 +309,9 @@ def _eagerly(solve: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
         _: None,
     ) -> tuple[Tensor, Tensor]:
         state = _ops.state_like(x, dim)
-        return _apply_eagerly(x, mask, k_values, tau_values, state, (k, tau, dim, solve, None)), state
+        problem = k, tau, dim, solve, None
+        y: Tensor = _ProjectEagerly.apply(x, mask, k_values, tau_values, state, problem)  # type: ignore[no-untyped-call]
+        return y, state
 
     return apply
 
@@ -319,7 +323,7 @@ def project_directly(
     if x.requires_grad and torch.is_grad_enabled():
         state = call.new_state()
         problem = k, tau, call.layout.dim, None, call
-        return _apply_eagerly(x, None, None, None, state, problem), state
+        return _project_plain(x, None, None, None, state, problem), state
     kept = call.new_state() if with_state or not call.backend.on_cpu else None
     return call.project(x, None, k, None, tau, kept), kept
 

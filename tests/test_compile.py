@@ -41,8 +41,8 @@ def test_operators_are_registered_rightly(per_vector):
         mask = torch.rand(x.shape) < 0.8 if per_vector else None
         k, tau = (5 * torch.rand(rest).double(), 0.5 + torch.rand(rest).double()) if per_vector else (None, None)
         arguments = (x, mask, k, 2.0, tau, 1.0, 1)
-        torch.library.opcheck(OPERATORS.threshold.default, arguments)
-        state = OPERATORS.threshold(*arguments)[1]
+        torch.library.opcheck(OPERATORS.project.default, arguments)
+        state = OPERATORS.project(*arguments)[1]
         for operator in (OPERATORS.jvp, OPERATORS.vjp):
             torch.library.opcheck(operator.default, (x, mask, torch.randn(x.shape), state, tau, 1.0, 1))
 

@@ -231,3 +231,13 @@ def test_jacobian_of_rows_without_kernels():
     jacobian = jacrev(lambda x: soft_binary_argmax(x, 3, 0.8))(x)
     for i, expected in enumerate(projector(x.t(), 3, 0.8) / 0.8):
         assert_close(jacobian[i, :, i], expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["loss", "projection"])
+def test_the_function_that_vjp_returns_leaves_nothing_to_differentiate(name):
+    """Its tensors are those of a transform that is over."""
+    x, t = torch.randn(SAMPLES, CLASSES), labels("cpu")
+    function = {"loss": lambda x: hypersimplex_loss(x, t), "projection": lambda x: soft_binary_argmax(x, 2).sum()}[name]
+    (gradient,) = vjp(function, x)[1](torch.tensor(1.0))
+    assert not gradient.requires_grad
+    assert_close(gradient, grad(function)(x), 1e-6)
