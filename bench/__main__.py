@@ -21,10 +21,10 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from bench import cases, figures, gpu, gpu_tables, peers, tables
-from bench.cases import Case
-from bench.measure import Effort, key, measure
 from bench.results import MalformedResultsError, Record, ResultsFile
+from bench.speed import cases, figures, gpu, gpu_tables, peers, tables
+from bench.speed.cases import Case
+from bench.speed.measure import Effort, key, measure
 from hypersimplex_ext import build_info
 
 EFFORTS = {

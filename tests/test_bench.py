@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import bench.__main__ as command
-from bench import cases, figures, generalization, measure, peers, tables
-from bench.cases import Case
-from bench.contender import OURS, Contender, Prepared
-from bench.measure import Effort, peak_memory
 from bench.results import ResultsFile
+from bench.speed import cases, figures, measure, peers, tables
+from bench.speed.cases import Case
+from bench.speed.contender import OURS, Contender, Prepared
+from bench.speed.measure import Effort, peak_memory
+from bench.training import generalization
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 EFFORT = Effort(rounds=1, seconds=0.0)

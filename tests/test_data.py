@@ -1,4 +1,4 @@
-"""The loaders of bench.data, on small files in each data set's true on-disk format."""
+"""The loaders of bench.training.data, on small files in each data set's true on-disk format."""
 
 import gzip
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.data import DATASETS, load
+from bench.training.data import DATASETS, load
 
 
 def standardised(x, reference, axes):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import ttest_1samp
 
-from bench import generalization, grid, training
-from bench.data import Dataset, load
-from bench.generalization import format_table, main, summarise
-from bench.grid import train_missing
 from bench.results import ResultsFile, environment
-from bench.training import METHODS, Run, SoftmaxSquaredError, augment, network, train
+from bench.training import generalization, grid, training
+from bench.training.data import Dataset, load
+from bench.training.generalization import format_table, main, summarise
+from bench.training.grid import train_missing
+from bench.training.training import METHODS, Run, SoftmaxSquaredError, augment, network, train
 from hypersimplex_ext import hypersimplex_loss
 
 CPU = torch.device("cpu")

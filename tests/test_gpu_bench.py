@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import bench.__main__ as command
-from bench import cases, gpu, gpu_tables, measure, nvcc, peers, thread_per_row
-from bench.cases import Case
-from bench.clocks import DeviceClock, HostClock
-from bench.contender import COPY, OURS
-from bench.measure import Effort
-from bench.peers import THREAD_PER_ROW
 from bench.results import ResultsFile
+from bench.speed import cases, gpu, gpu_tables, measure, nvcc, peers, thread_per_row
+from bench.speed.cases import Case
+from bench.speed.clocks import DeviceClock, HostClock
+from bench.speed.contender import COPY, OURS
+from bench.speed.measure import Effort
+from bench.speed.peers import THREAD_PER_ROW
 from hypersimplex_ext import reference
 from tests import simt
 

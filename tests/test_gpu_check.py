@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, gpu_check, gpu_steps
-from bench.gpu_check import run
-from bench.gpu_steps import Step, closing_line, json_line, sanitizer_found_nothing, some_test_passed, steps
 from bench.results import ResultsFile
-from bench.running import Deadline, Log
+from bench.speed import gpu, gpu_check, gpu_steps
+from bench.speed.gpu_check import run
+from bench.speed.gpu_steps import Step, closing_line, json_line, sanitizer_found_nothing, some_test_passed, steps
+from bench.speed.running import Deadline, Log
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSED = "....\n==== 12 passed, 3 skipped in 4.56s ====\n"
@@ -229,7 +229,7 @@ def test_every_step_selects_tests_on_cuda(monkeypatch, step):
 def test_options_are_those_of_the_plugins_that_are_there(monkeypatch):
     monkeypatch.setattr(gpu_steps, "_there", lambda module: False)
     by_name = {step.name: step.command for step in steps("python", Path())}
-    assert by_name["kernels"][:3] == ("python", "-m", "bench.pytest_files")
+    assert by_name["kernels"][:3] == ("python", "-m", "bench.speed.pytest_files")
     assert by_name["graphs"][:3] == ("python", "-m", "pytest")
     assert not {"-n", "--timeout=60"} & set(by_name["kernels"])
     monkeypatch.setattr(gpu_steps, "_there", lambda module: True)

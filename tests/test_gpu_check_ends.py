@@ -20,8 +20,8 @@ RUNNER = """
 import os, sys
 from pathlib import Path
 import torch
-from bench import gpu, gpu_check, gpu_steps
-from bench.gpu_steps import Step, sanitizer_found_nothing, some_test_passed
+from bench.speed import gpu, gpu_check, gpu_steps
+from bench.speed.gpu_steps import Step, sanitizer_found_nothing, some_test_passed
 
 folder = Path(sys.argv[1])
 gpu.require = lambda: torch.device("cpu")

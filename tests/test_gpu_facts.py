@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import bench.__main__ as command
-from bench import cases, clusters, gpu, gpu_tables, launches, nvcc, peers, pytest_files
-from bench.cases import Case
-from bench.contender import COPY, OURS
-from bench.measure import Effort
-from bench.peers import THREAD_PER_ROW
+from bench.speed import cases, clusters, gpu, gpu_tables, launches, nvcc, peers, pytest_files
+from bench.speed.cases import Case
+from bench.speed.contender import COPY, OURS
+from bench.speed.measure import Effort
+from bench.speed.peers import THREAD_PER_ROW
 
 # ---- the brief benchmark ----
 
@@ -143,7 +143,7 @@ def test_every_file_is_tested_in_a_process_of_its_own(tmp_path):
     for name, content in files.items():
         (tmp_path / f"test_{name}.py").write_text(content)
     options = ["-q", "-p", "no:cacheprovider", f"--ignore={tmp_path}/test_ignored.py", "-k", "test_a or test_b"]
-    runner = [sys.executable, "-m", "bench.pytest_files", *options]
+    runner = [sys.executable, "-m", "bench.speed.pytest_files", *options]
     done = subprocess.run([*runner, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]

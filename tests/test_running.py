@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.running import SUPERVISOR, Deadline, Interrupted, Log, Output, execute, signals_held, signals_raise
-from bench.supervisor import descendants
+from bench.speed.running import SUPERVISOR, Deadline, Interrupted, Log, Output, execute, signals_held, signals_raise
+from bench.speed.supervisor import descendants
 
 LONG = 60.0  # seconds; what is waited for takes much less
 

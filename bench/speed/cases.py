@@ -47,11 +47,11 @@ class Case:
     """One measurement: an operation on `vectors` vectors of n entries; equal cases are the same measurement.
 
     Attributes:
-        group: the comparison it belongs to, which decides who takes part, see `bench.peers.GROUPS`.
+        group: the comparison it belongs to, which decides who takes part, see `bench.speed.peers.GROUPS`.
         vectors: rows of a projection, classes of a loss.
         n: entries of a vector; samples of a loss.
         k: mass of each vector of a projection; 0 for everything else.
-        operation: a key of `bench.peers.FIELDS`.
+        operation: a key of `bench.speed.peers.FIELDS`.
         layout: "rows": a contiguous [vectors, n]; "columns": a contiguous [n, vectors], as the logits of a loss are.
         dtype: a key of `DTYPES`.
         inputs: a key of `INPUTS`.

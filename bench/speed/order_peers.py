@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.cases import Case
-from bench.contender import COPY, OURS, Contender, Prepare, differentiable, never
+from bench.speed.cases import Case
+from bench.speed.contender import COPY, OURS, Contender, Prepare, differentiable, never
 from hypersimplex_ext import isotonic_regression, soft_rank, soft_sort, sort
 
 # ---- isotonic regression, one row after the other ----

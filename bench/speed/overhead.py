@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bench.cases import Case
-from bench.clocks import HostClock
+from bench.speed.cases import Case
+from bench.speed.clocks import HostClock
 from hypersimplex_ext import _loss, _loss_ops, hypersimplex_loss
 
 _ROUNDS = 15

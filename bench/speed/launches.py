@@ -1,4 +1,4 @@
-"""Six launches for a profiler to look at, one of each regime and of the loss: python -m bench.launches.
+"""Six launches for a profiler to look at, one of each regime and of the loss: python -m bench.speed.launches.
 
 Each is made once before, and lies between cudaProfilerStart and cudaProfilerStop.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench import gpu
+from bench.speed import gpu
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 _ROWS = ((16_384, 1024, 512), (65_536, 128, 64), (4096, 8192, 4096), (64, 1 << 18, 1 << 17), (1, 10**8, 5 * 10**7))

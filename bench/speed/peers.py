@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench import order_peers, thread_per_row
-from bench.cases import Case
-from bench.contender import COPY, OURS, Contender, Prepare, Prepared, differentiable, float32_rows, never
+from bench.speed import order_peers, thread_per_row
+from bench.speed.cases import Case
+from bench.speed.contender import COPY, OURS, Contender, Prepare, Prepared, differentiable, float32_rows, never
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 THREAD_PER_ROW = "sort + PAV, a thread per row"

@@ -1,4 +1,4 @@
-"""How many thread block clusters of 8 and of 16 blocks a GPU holds at once: python -m bench.clusters."""
+"""How many thread block clusters of 8 and of 16 blocks a GPU holds at once: python -m bench.speed.clusters."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from bench import gpu, nvcc
 from bench.results import Record
+from bench.speed import gpu, nvcc
 
 SOURCE = Path(__file__).with_suffix(".cu")
 _LEAST_MAJOR = 9  # of the compute capability

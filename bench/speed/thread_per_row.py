@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import nvcc
+from bench.speed import nvcc
 
 SOURCE = Path(__file__).with_suffix(".cu")
 

@@ -1,6 +1,6 @@
 """Run pytest on several files at a time, a process for each, where pytest-xdist is missing.
 
-    python -m bench.pytest_files [option of pytest ...] file-or-folder ...
+    python -m bench.speed.pytest_files [option of pytest ...] file-or-folder ...
 
 Every process has all options; what it prints is passed on line by line, behind the name of its file.
 """

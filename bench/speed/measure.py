@@ -4,7 +4,7 @@ Agreement: what computes the same thing is compared with the float64 reference, 
 when it is wrong. Time: the contenders take turns in a new random order every round, so that a machine that is busy for
 a while is busy for all of them, and a ratio is the median of the ratios within the rounds. Memory: the peak of the
 process's resident set, which counts every allocator. On a GPU every case is timed twice, by what the device spends and
-by what the caller waits for: bench/clocks.py.
+by what the caller waits for: bench/speed/clocks.py.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 import hypersimplex_ext
-from bench import gpu, overhead, peers
-from bench.cases import Case
-from bench.clocks import Clock, DeviceClock, HostClock
-from bench.contender import OURS, Contender, Prepared
 from bench.results import Record, environment
+from bench.speed import gpu, overhead, peers
+from bench.speed.cases import Case
+from bench.speed.clocks import Clock, DeviceClock, HostClock
+from bench.speed.contender import OURS, Contender, Prepared
 from hypersimplex_ext import reference
 
 # Largest error of a contender that is timed: of an entry of the projection; else relative to the largest entry.
@@ -67,8 +67,8 @@ def measure(case: Case, effort: Effort) -> Record:
         `gradient_error` (largest, against float64; None where nothing can be compared), `memory` (peak of forward and
         backward in bytes beside the input; in the group "memory"), `forward` and `both` (seconds of a call: median,
         p20, p80, number of samples, and `ratio` to this package); or only `failure`, for a peer that failed. On a GPU
-        `forward_called` and `both_called` as well, what the caller waits for, and `gpu`: see `bench.gpu.describe`. In
-        the group "loss-overhead" `parts` as well: see `bench.overhead.parts`.
+        `forward_called` and `both_called` as well, what the caller waits for, and `gpu`: see
+        `bench.speed.gpu.describe`. In the group "loss-overhead" `parts` as well: see `bench.speed.overhead.parts`.
 
     Raises:
         RuntimeError: this package disagrees with the reference.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from bench.cases import Case, short
-from bench.contender import COPY, OURS
 from bench.results import Record
+from bench.speed.cases import Case, short
+from bench.speed.contender import COPY, OURS
 
 SOFTMAX = "torch.softmax"
 _NOTES = """Times: median [20th, 80th percentile]; ratios: to hypersimplex_ext, median of those within the rounds.

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from bench.data import Dataset, load
 from bench.results import Record, ResultsFile
-from bench.training import Run, train
+from bench.training.data import Dataset, load
+from bench.training.training import Run, train
 
 _POLL_SECONDS = 0.2
 

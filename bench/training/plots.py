@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.results import Record
-from bench.training import METHODS
+from bench.training.training import METHODS
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers repeat the distinction for print.
 COLOURS = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#56B4E9", "#F0E442")
@@ -44,7 +44,7 @@ def accuracy(rows: Sequence[Record], title: str, path: Path) -> None:
     """Draw the mean maximum test accuracy against the batch size, one line per loss, standard deviations as bars.
 
     Args:
-        rows: as `bench.generalization.summarise` returns them.
+        rows: as `bench.training.generalization.summarise` returns them.
         title: heading of the figure.
         path: the PNG to write.
     """
@@ -84,7 +84,7 @@ def curves(records: Sequence[Record], title: str, path: Path) -> None:
     """Draw the test accuracy against the epoch, one panel per batch size: mean over seeds, and their range.
 
     Args:
-        records: as `bench.training.train` returns them.
+        records: as `bench.training.training.train` returns them.
         title: heading of the figure.
         path: the PNG to write.
     """

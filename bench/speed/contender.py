@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import Case
+from bench.speed.cases import Case
 
 OURS = "hypersimplex_ext"
 COPY = "x.clone()"

@@ -1,6 +1,6 @@
 """What a reader of a GPU's results needs to know about it: model, driver, clocks, and how fast it copies.
 
-python -m bench.gpu    prints it as a line of JSON
+python -m bench.speed.gpu    prints it as a line of JSON
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from bench.clocks import Clock, DeviceClock
 from bench.results import Record, environment
+from bench.speed.clocks import Clock, DeviceClock
 
 # nvidia-smi's name of a number -> ours; megahertz, watts, degrees.
 _READINGS = {

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.data import Dataset
 from bench.results import Record, environment
+from bench.training.data import Dataset
 from hypersimplex_ext.nn import HyperSimplexLoss
 
 _EVALUATION_BATCH = 2048

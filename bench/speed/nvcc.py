@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-BUILD = Path(__file__).resolve().parents[1] / "build" / "bench"
+BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
 
 
 def compiled(source: Path, architecture: str) -> Path:

@@ -113,7 +113,7 @@ def _options(failures: int, seconds: int, workers: int) -> tuple[str, ...]:
 
 def _tests(python: str, name: str, minutes: float, *selection: str, workers: int = 1) -> Step:
     """Tests; several at a time where their time does not matter, with pytest-xdist or else a process for each file."""
-    module = "pytest" if workers == 1 or _there("xdist") else "bench.pytest_files"
+    module = "pytest" if workers == 1 or _there("xdist") else "bench.speed.pytest_files"
     command = (python, "-m", module, *_options(10, 60, workers), *selection)
     return Step(name, command, minutes, _PYTEST, some_test_passed)
 
@@ -164,7 +164,7 @@ _NCU = ("ncu", "--clock-control", "none", "--profile-from-start", "off", "--kern
 
 def _profile(python: str) -> Step:
     sections = (argument for section in _SECTIONS for argument in ("--section", section))
-    command = (*_NCU, *sections, python, "-m", "bench.launches")
+    command = (*_NCU, *sections, python, "-m", "bench.speed.launches")
     return Step("profile", command, 3, judge=_profiled, optional=True)
 
 
@@ -172,8 +172,8 @@ def _profile(python: str) -> Step:
 
 
 def machine(python: str) -> Step:
-    """Return the step that describes the machine; its record has what `python -m bench.gpu` prints."""
-    return Step("machine", (python, "-m", "bench.gpu"), 3, found=json_line)
+    """Return the step that describes the machine; its record has what `python -m bench.speed.gpu` prints."""
+    return Step("machine", (python, "-m", "bench.speed.gpu"), 3, found=json_line)
 
 
 def steps(python: str, out: Path, capability: str | None = None, brief: bool = False) -> list[Step]:
@@ -195,7 +195,7 @@ def steps(python: str, out: Path, capability: str | None = None, brief: bool = F
         Step("self-check", (python, "-m", "hypersimplex_ext"), 3, judge=_computed_on_cuda),
         _tests(python, "kernels", 5, *_KERNELS, "-k", "not simt", workers=_WORKERS),
         Step("benchmark", (*measure, "--gpu-brief", "--first", "7"), 5),
-        Step("clusters", (python, "-m", "bench.clusters"), 2, found=json_line),
+        Step("clusters", (python, "-m", "bench.speed.clusters"), 2, found=json_line),
         _tests(python, "graphs", 5, _STREAMS, _CLOCKS, "-k", waiting),
         _profile(python),
         _tests(python, "tests", 30, *others, workers=_WORKERS),

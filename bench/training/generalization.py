@@ -1,6 +1,6 @@
 """How well does a network generalise when it is trained with each loss, at small and large batches?
 
-    python -m bench.generalization --data digits
+    python -m bench.training --data digits
 
 trains the same network with cross-entropy, hinge, MSE and the HyperSimplex losses at several batch sizes and seeds,
 prints a table of the maximum test accuracy, and writes to the results folder
@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
-from bench import plots
-from bench.data import DATASETS, load
-from bench.grid import train_missing
 from bench.results import Record, ResultsFile
-from bench.training import BASELINE, METHODS, Run
+from bench.training import plots
+from bench.training.data import DATASETS, load
+from bench.training.grid import train_missing
+from bench.training.training import BASELINE, METHODS, Run
 
 FULL = "full"
 
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(protocol)}
     protocol = dataclasses.replace(protocol, **{name: value for name, value in given.items() if value is not None})
     folder = f"generalization-{args.data}" + ("-quick" if args.quick else "")
-    out: Path = args.out or Path(__file__).parent / "results" / folder
+    out: Path = args.out or Path(__file__).parents[1] / "results" / folder
     results_path = out / "results.jsonl"
     try:
         runs = _grid(args.data, len(load(args.data, args.root).train_y), args.losses, protocol)
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
-        "python -m bench.generalization",
+        "python -m bench.training",
         description=description,
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from bench.cases import Case
-from bench.contender import COPY, OURS
-from bench.peers import THREAD_PER_ROW
 from bench.results import Record
-from bench.tables import SOFTMAX, comparison, markdown, of_group, seconds, three
+from bench.speed.cases import Case
+from bench.speed.contender import COPY, OURS
+from bench.speed.peers import THREAD_PER_ROW
+from bench.speed.tables import SOFTMAX, comparison, markdown, of_group, seconds, three
 
 CROSS_ENTROPY = "F.cross_entropy"
 _DIRECTIONS = {"forward": "forward", "both": "forward + backward"}

@@ -1,0 +1,1 @@
+"""How fast, how exact and how sparing of memory the operators are, beside plain PyTorch and their peers."""

@@ -1,0 +1,1 @@
+"""How well networks generalise that are trained with each loss."""
