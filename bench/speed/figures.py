@@ -14,7 +14,7 @@ from bench.speed.cases import Case
 from bench.speed.contender import COPY, OURS
 from bench.speed.peers import CONTENDERS
 from bench.speed.tables import default_threads, of_group, seconds
-from bench.training.plots import COLOURS, MARKERS, RC, save
+from bench.style import COLOURS, MARKERS, RC, save
 
 _DIRECTIONS = {"forward": "forward", "both": "forward + backward"}
 # This package and the functions that do something else keep to one colour each, so that a glance tells them apart.

@@ -9,7 +9,8 @@ from bench.results import Record
 from bench.speed.cases import Case
 from bench.speed.contender import COPY, OURS
 from bench.speed.peers import THREAD_PER_ROW
-from bench.speed.tables import SOFTMAX, comparison, markdown, of_group, seconds, three
+from bench.speed.tables import SOFTMAX, comparison, of_group, seconds, three
+from bench.style import markdown
 
 CROSS_ENTROPY = "F.cross_entropy"
 _DIRECTIONS = {"forward": "forward", "both": "forward + backward"}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from bench.results import Record
 from bench.speed.cases import Case, short
 from bench.speed.contender import COPY, OURS
+from bench.style import markdown
 
 SOFTMAX = "torch.softmax"
 _NOTES = """Times: median [20th, 80th percentile]; ratios: to hypersimplex_ext, median of those within the rounds.
@@ -189,18 +190,3 @@ def _memory(records: Sequence[Record]) -> str:
     labels = (Case(**record["case"]) for record in records)
     header = [f"{case.label} ({short(case.bytes >> 20)} MiB)" for case in labels]
     return markdown(["peak memory of forward + backward / input", *header], rows)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table, or nothing without rows."""
-    if not rows:
-        return ""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(f"{cell:{'>' if i else '<'}{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        + " |"
-        for line in (header, *rows)
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])

@@ -30,6 +30,7 @@ import torch
 from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
 from bench.results import Record, ResultsFile
+from bench.style import markdown
 from bench.training import plots
 from bench.training.data import DATASETS, load
 from bench.training.grid import train_missing
@@ -92,22 +93,14 @@ def summarise(records: Sequence[Record]) -> list[Record]:
 def format_table(rows: Sequence[Record]) -> str:
     """Return the rows of `summarise` as a Markdown table that is also aligned for reading as plain text."""
     header = ("batch", "loss", "max. test accuracy, %", "to cross-entropy, points", "p", "last epoch, %")
-    lines = [header]
+    cells = []
     for row in rows:
         accuracy = f"{row['mean']:.2f}" + ("" if np.isnan(row["sd"]) else f" ± {row['sd']:.2f}")
         difference = "-" if np.isnan(row["difference"]) else f"{row['difference']:+.2f}"
         p = "-" if np.isnan(row["p"]) else f"{row['p']:.3f}" if row["p"] >= 0.001 else "<.001"
         label = METHODS[row["method"]].label
-        lines.append((str(row["batch_size"]), label, accuracy, difference, p, f"{row['last']:.2f}"))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    aligned = [
-        "| " + " | ".join(f"{cell:{'<' if i == 1 else '>'}{widths[i]}}" for i, cell in enumerate(line)) + " |"
-        for line in lines
-    ]
-    rule = (
-        "|" + "|".join("-" * (width + 2) if i == 1 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
-    )
-    return "\n".join([aligned[0], rule, *aligned[1:]])
+        cells.append((str(row["batch_size"]), label, accuracy, difference, p, f"{row['last']:.2f}"))
+    return markdown(header, cells, words=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

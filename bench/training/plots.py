@@ -1,4 +1,4 @@
-"""Figures of the generalisation experiment, and the look that all figures share."""
+"""Figures of the generalisation experiment."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.results import Record
+from bench.style import COLOURS, MARKERS, RC, save
 from bench.training.training import METHODS
 
-# Okabe and Ito's palette, told apart with every kind of colour vision; markers repeat the distinction for print.
-COLOURS = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#56B4E9", "#F0E442")
-MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 _STYLES: dict[str, dict[str, Any]] = {
     method: {
         "color": COLOURS[i % len(COLOURS)],
@@ -29,15 +27,6 @@ _STYLES: dict[str, dict[str, Any]] = {
     for i, method in enumerate(METHODS)
 }
 _SMALLEST_ERROR = 0.01  # percent
-RC: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
 
 
 def accuracy(rows: Sequence[Record], title: str, path: Path) -> None:
@@ -132,9 +121,3 @@ def _scale_by_error(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:.4g} %")
     axes.invert_yaxis()
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG, with the folder it goes to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
