@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from bench import distributions
 from hypersimplex_ext import reference
 
 from .tolerances import TOLERANCES
@@ -12,38 +13,9 @@ from .tolerances import TOLERANCES
 # One and two; around the widths of vectors and warps; a prime; a block; more than one chunk of a long vector.
 LENGTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 997, 4096, 70_000)
 
-# n -> entries, for a temperature of 1 unless TEMPERATURES says otherwise.
-DISTRIBUTIONS = {
-    "normal": torch.randn,
-    "narrow": lambda n: 1e-3 * torch.randn(n),
-    "wide": lambda n: 100 * torch.randn(n),
-    "uniform": torch.rand,
-    "constant": lambda n: torch.full((n,), 0.3),
-    "two_point": lambda n: (torch.rand(n) < 0.5).float(),
-    "two_point_far": lambda n: 50 * (torch.rand(n) < 0.5).float(),
-    "cauchy": lambda n: torch.empty(n).cauchy_(),
-    "lognormal": lambda n: torch.empty(n).log_normal_(0, 3),
-    "huge": lambda n: 1e30 * torch.randn(n),
-    "huge_ties": lambda n: 1e30 * torch.randn(n).round(),
-    "tiny": lambda n: 1e-40 * torch.randn(n),
-    "tiny_tau": torch.randn,
-    "large_tau": torch.randn,
-    "masked": lambda n: torch.where(torch.rand(n) < 0.5, -1e9, torch.randn(n)),
-    "bfloat16_rounded": lambda n: torch.randn(n).bfloat16().float(),
-    "sorted": lambda n: torch.randn(n).sort().values,
-    "reversed": lambda n: torch.randn(n).sort(descending=True).values,
-    "lattice": lambda n: torch.randn(n).mul(4).round().div(4),
-    "thirds": lambda n: torch.randn(n).mul(3).round().div(3),
-    "outlier": lambda n: torch.cat([torch.tensor([1e8]), torch.randn(n)])[:n],
-    "negative_outlier": lambda n: torch.cat([torch.tensor([-1e8]), torch.randn(n)])[:n],
-    "offset": lambda n: 1e6 + torch.randn(n),
-    "geometric": lambda n: torch.logspace(-20, 20, n),
-    "alternating_geometric": lambda n: torch.logspace(-20, 20, n) * (-1.0) ** torch.arange(n),
-    "clustered": lambda n: torch.cat([torch.randn(n - n // 2) * 1e-6, 1 + torch.randn(n // 2) * 1e-6]),
-    "two_scales": lambda n: torch.cat([torch.randn(n - n // 2) * 1e-3, torch.randn(n // 2) * 1e3]),
-    "steps": lambda n: torch.arange(n) % 7 / 2.0,
-}
-TEMPERATURES = {"tiny_tau": 1e-6, "large_tau": 1e4, "thirds": 1 / 3}
+# n -> entries, all finite, for a temperature of 1 unless TEMPERATURES says otherwise.
+DISTRIBUTIONS = {name: made.draw for name, made in distributions.DISTRIBUTIONS.items() if made.finite}
+TEMPERATURES = {name: made.tau for name, made in distributions.DISTRIBUTIONS.items() if made.tau != 1}
 
 
 def masses(n: int) -> list[float]:

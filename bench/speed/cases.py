@@ -5,41 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from bench.distributions import DISTRIBUTIONS
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
-# n -> entries [n], for a temperature of 1 unless TEMPERATURES says otherwise.
-INPUTS: dict[str, Callable[[int], Tensor]] = {
-    "normal": torch.randn,
-    "narrow (sd 0.001)": lambda n: 1e-3 * torch.randn(n),
-    "wide (sd 100)": lambda n: 100 * torch.randn(n),
-    "uniform": torch.rand,
-    "all equal": lambda n: torch.full((n,), 0.3),
-    "two values": lambda n: (torch.rand(n) < 0.5).float(),
-    "two far values": lambda n: 50 * (torch.rand(n) < 0.5).float(),
-    "multiples of 1/4": lambda n: torch.randn(n).mul(4).round().div(4),
-    "Cauchy": lambda n: torch.empty(n).cauchy_(),
-    "log-normal (sigma 3)": lambda n: torch.empty(n).log_normal_(0, 3),
-    "geometric": lambda n: torch.logspace(-20, 20, n),
-    "1e30 normal": lambda n: 1e30 * torch.randn(n),
-    "outlier 1e8": lambda n: torch.cat([torch.tensor([1e8]), torch.randn(n)])[:n],
-    "outlier -1e8": lambda n: torch.cat([torch.tensor([-1e8]), torch.randn(n)])[:n],
-    "offset 1e6": lambda n: 1e6 + torch.randn(n),
-    "half at -1e9": lambda n: torch.where(torch.rand(n) < 0.5, -1e9, torch.randn(n)),
-    "half at -inf": lambda n: torch.where(torch.rand(n) < 0.5, -torch.inf, torch.randn(n)),
-    "two scales": lambda n: torch.cat([torch.randn(n - n // 2) * 1e-3, torch.randn(n // 2) * 1e3]),
-    "two clusters": lambda n: torch.cat([torch.randn(n - n // 2) * 1e-6, 1 + torch.randn(n // 2) * 1e-6]),
-    "sorted": lambda n: torch.randn(n).sort().values,
-    "reversed": lambda n: torch.randn(n).sort(descending=True).values,
-    "sawtooth": lambda n: torch.arange(n) % 1000 / 1000.0,
-    "tau 1e-6": torch.randn,
-    "tau 1e4": torch.randn,
-}
-TEMPERATURES = {"tau 1e-6": 1e-6, "tau 1e4": 1e4}
+# By the names that results hold.
+INPUTS = {distribution.label: distribution for distribution in DISTRIBUTIONS.values() if distribution.label}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +53,7 @@ class Case:
     @functools.cached_property
     def tau(self) -> float:
         """Temperature in the units of the inputs."""
-        return TEMPERATURES.get(self.inputs, 1.0)
+        return INPUTS[self.inputs].tau
 
     @property
     def bytes(self) -> int:
@@ -105,8 +80,8 @@ class Case:
         The same case draws the same numbers, on every device.
         """
         torch.manual_seed(zlib.crc32(repr(dataclasses.replace(self, device="cpu")).encode()))
-        draw = INPUTS[self.inputs]
-        if self.inputs in {"normal", "tau 1e-6", "tau 1e4"}:
+        draw = INPUTS[self.inputs].draw
+        if draw is torch.randn:
             x = draw(self.vectors * self.n).view(self.vectors, self.n)
         else:
             x = torch.stack([draw(self.n) for _ in range(self.vectors)])
