@@ -122,7 +122,7 @@ _KERNELS = ("tests/test_cuda.py", "tests/test_cuda_order.py")
 _STREAMS = "tests/test_cuda_streams.py"
 # Run by other steps; of the compiler and the CPU alone, whatever their names say; or tests of these steps.
 _NOT_CUDA = tuple(f"tests/test_{name}.py" for name in ("build", "gpu_check", "kernel_report", "running", "simt"))
-_CLOCKS = "tests/test_gpu_bench.py::test_clocks_agree_on_cuda"
+_CLOCKS = "tests/test_clocks.py::test_clocks_agree_on_cuda"
 
 # ---- compute-sanitizer ----
 
