@@ -1,10 +1,17 @@
 // Which kernel design serves which problem, and every number that decides it.
 //
-//   short     a group of 1 to 32 lanes per vector, entries in registers           n up to 1024 (512 for float64)
-//   block     a block per tile, entries in shared memory                          a tile up to half a multiprocessor's
-//   cluster   a cluster of 2 to 16 blocks per tile, shared memory of all of them  16 times as much, where the device
-//                                                                                 runs clusters of so many blocks
-//   grid      several blocks per tile that meet in global memory, entries read again from there
+// clang-format off
+//
+//  regime   who serves a tile                           where its entries lie     how long it may be
+//  -------  ------------------------------------------  ------------------------  -------------------------------------
+//  short    a group of 1 to 32 lanes per vector         registers                 n up to 1024 (512 for float64)
+//  block    a block                                     shared memory             a tile up to half a multiprocessor's
+//  cluster  a cluster of 2 to 16 blocks                 shared memory of all of   16 times as much, where the device
+//                                                       them                      runs clusters of so many blocks
+//  grid     several blocks, meeting in global memory    global memory, read      any
+//                                                       again for every sweep
+//
+// clang-format on
 //
 // The kernels that order and pool divide vectors in their own way, rows.cuh: short, block and grid mean warps, a block
 // and several launches there.
