@@ -8,7 +8,7 @@
 //  block    a block                                     shared memory             a tile up to half a multiprocessor's
 //  cluster  a cluster of 2 to 16 blocks                 shared memory of all of   16 times as much, where the device
 //                                                       them                      runs clusters of so many blocks
-//  grid     several blocks, meeting in global memory    global memory, read      any
+//  grid     several blocks, meeting in global memory    global memory, read       any
 //                                                       again for every sweep
 //
 // clang-format on
