@@ -143,9 +143,12 @@ def test_source_distribution_holds_what_its_tests_use(tmp_path):
     with tarfile.open(next(tmp_path.glob("*.tar"))) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     sources = [path for folder in ("bench", "tests") for path in (ROOT / folder).rglob("*.py")]
+    sources += [*(ROOT / "docs").iterdir(), *(ROOT / "csrc").rglob("*.md")]
     used = {str(path.relative_to(ROOT)) for path in sources} | {
         ".ci/kernels.py",
         ".ci/loads.py",
+        ".ci/run",
+        "CONTRIBUTING.md",
         "Makefile",
         "README.md",
     }
