@@ -27,6 +27,7 @@ lint: $(VENV)/.requirements
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict hypersimplex_ext
 	$(VENV)/bin/python .ci/rooms.py
+	$(VENV)/bin/python .ci/rooms.py --lengths
 	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE)
 
 bench: $(VENV)/.installed

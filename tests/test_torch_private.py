@@ -1,7 +1,9 @@
 """Without any one of the private names of torch that the package knows: the same results, and one warning."""
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,26 +34,47 @@ import hypersimplex_ext._autograd
 assert hypersimplex_ext._autograd.transforms_active is room.transforms_active
 sys.exit(pytest.main(sys.argv[2:]))
 """
-CORE = (
-    *("tests/test_transforms.py", "tests/test_nn.py"),
-    "tests/test_compile.py::test_compiled_training[k and tau]",
-    "tests/test_compile.py::test_compiled_training[loss]",
+QUICK = (
     "tests/test_compile.py::test_compiled_derivative_transforms_are_refused[grad-projection]",
-    "tests/test_compile.py::test_lazily_negated_logits",
     "tests/test_memory_safety.py::test_a_tensor_without_its_memory_is_an_error",
     "tests/test_ranking.py::test_derivatives[rank kl]",
+)
+CORE = (
+    *QUICK,
+    "tests/test_transforms.py",
+    "tests/test_compile.py::test_compiled_training[k and tau]",
+    "tests/test_compile.py::test_compiled_training[loss]",
+    "tests/test_compile.py::test_lazily_negated_logits",
 )
 # One key that is missing is as good as all: they make one list.
 NAMES = [name for name in _torch_private.looked_up if ":DispatchKey." not in name or name.endswith(".ADInplaceOrView")]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_without_a_private_name(name):
+def telling(name):
+    """The tests that reach what is done without a name. All names that tell plain memory have one way beside them."""
+    if name.startswith("torch.nn"):
+        return ("tests/test_nn.py",)
+    return QUICK if "DispatchKey" in name or name.endswith("_include_set") else CORE
+
+
+def run_without(name):
     options = ["-q", "-p", "no:cacheprovider", "-k", "not simt and not cuda", "--no-cov"]
     code = f"ROOM = {_torch_private.__file__!r}" + WITHOUT
-    done = subprocess.run(
-        [sys.executable, "-c", code, name, *options, *CORE], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code, name, *options, *telling(name)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(request):
+    """The runs of all chosen names, as many at a time as there are processors."""
+    chosen = [item.callspec.params["name"] for item in request.session.items if item.name.startswith("test_without_a_")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(run_without, name) for name in chosen}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_private_name(runs, name):
+    done = runs[name].result()
     assert done.returncode == 0, done.stdout + done.stderr
 
 

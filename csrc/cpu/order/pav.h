@@ -112,7 +112,10 @@ struct Pool {
     auto keep = [&](int64_t j) {
       if (units.several(j)) *next++ = Block::unit(units, j);
     };
-    // Returns the place behind the first unit that is not in the block.
+    // Merges the block with neighbours that violate, to the right and to the left in turns, until none does; returns
+    // the place behind the first unit that is not in the block. Invariant of the loop: the blocks before `next`, and
+    // single units between them, have descending values, and the block is the next one behind them; only its two
+    // neighbours can violate. Each turn takes in at least one unit or block, so all turns together take linear time.
     auto grow = [&](Block block) __attribute__((always_inline)) {
       for (;; ++times_left) {
         block.take_right(units, units.count);
@@ -157,7 +160,7 @@ class Rounds {
       length = std::min(length, count - first);
       const int64_t from = units_.count;
       const bool round = worthwhile && length >= kFewUnits && !absorbed(first, length);
-      compress_store(first, length, round);
+      append(first, length, round);
       if (round) {
         pool_round<true>(units_, from);
         if (units_.count - from >= kFewUnits) pool_round<false>(units_, from);
@@ -183,7 +186,7 @@ class Rounds {
     return 8 * above > 7 * length;
   }
   // As long as no elements have been pooled by rounds, they are where they were, and their own sums.
-  void compress_store(int64_t first, int64_t length, bool round) {
+  void append(int64_t first, int64_t length, bool round) {
     const int64_t from = units_.count;
     units_.count += length;
     if (!units_.start) {
