@@ -10,7 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 from .cases import clear_of_kinks
-from .test_loss import IGNORED, KINDS, smooth_batch
+from .test_loss import IGNORED, KINDS
+from .test_loss_second_order import smooth_batch
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
