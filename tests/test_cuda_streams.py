@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hypersimplex_ext import _backends, _loss, _loss_ops, _ops, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import _backends, _calls, _loss, _loss_ops, hypersimplex_loss, soft_binary_argmax
 from hypersimplex_ext.nn import HyperSimplexLoss
 from tests import simt
 
@@ -136,13 +136,14 @@ def test_what_calls_share_lies_in_no_memory_of_a_gpu():
     backend = _backends.Backend(simt.load("_C_simt").cuda, _backends._call_cuda, False)
     device, settings = torch.device("cuda", 0), (0.0, _loss.TARGETS, 0.75, -100, 0.0, 0, _loss.MEAN)
     shape, strides = torch.Size((SAMPLES, CLASSES)), (CLASSES, 1)
-    projection = _ops._projection_calls(backend, torch.float32, device, shape, strides, 1)
-    loss = _loss_ops._loss_calls(backend, torch.float32, device, shape, strides, shape[:1], (1,), settings)
-    for make in (projection.new_state, loss.new_state, loss.new_loss):
+    vectors = _calls._vector_call(backend, torch.float32, device, shape, strides, int, 1)
+    kinds = tuple(map(type, settings))
+    loss = _loss_ops._loss_call(backend, torch.float32, device, shape, strides, shape[:1], (1,), kinds, settings)
+    for make in (vectors.new_state, vectors.new_blocks, loss.new_state, loss.new_loss):
         (like,) = make.args
         assert like.device.type == "cpu"
         assert make.keywords["device"] == device
-    assert not any(isinstance(value, torch.Tensor) and value.is_cuda for value in (*projection, *loss))
+    assert not any(isinstance(value, torch.Tensor) and value.is_cuda for value in (*vectors, *loss))
 
 
 # ---- on a GPU: streams and devices ----
