@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "csrc/**/*.md", "tests/**/*.md", "bench/**/*.md")
+FOLDERS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "csrc/**/README.md", "tests/**/README.md", "bench/**/README.md")
 DOCUMENTS = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
