@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from bench.arguments import described_parser
 from bench.results import MalformedResultsError, Record, ResultsFile
 from bench.speed import cases, figures, gpu, gpu_tables, peers, tables
 from bench.speed.cases import Case
@@ -125,10 +126,7 @@ def newest(chosen: Sequence[Case], records: Sequence[Record]) -> list[Record]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        "python -m bench", description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser("python -m bench", __doc__)
     add = parser.add_argument
     commands = ("run", "measure", "table", "plot")
     add("command", nargs="?", choices=commands, default="run", help="default: run, which is all three others")

@@ -223,8 +223,8 @@ def test_short_vectors_take_the_steps_of_the_scalar_search(force, dtype):
                 assert ((thresholds[0] - thresholds[1]).abs() <= 4 * eps * size).all(), (name, n, k)
 
 
-def test_reference_agrees():
-    """That what these tests compare with is not the core itself."""
+def test_the_reference_has_the_mass_asked_for():
+    """As the solvers are compared with it."""
     x = torch.randn(3, 50, dtype=torch.float64)
     y = reference.project_bisection(x, 5, 1.0)
     torch.testing.assert_close(y.sum(1), torch.full((3,), 5.0, dtype=torch.float64))

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.arguments import described_parser
 from bench.speed import gpu_steps
 from bench.speed.gpu_steps import Record, Step, closing_line
 from bench.speed.running import Deadline, Interrupted, Log, execute, signals_held, signals_raise
@@ -130,13 +131,7 @@ def check(out: Path, chosen: Sequence[str] | None, deadline: Deadline, report: R
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        "python -m bench.gpu_check",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = described_parser("python -m bench.gpu_check", __doc__)
     names = [step.name for step in gpu_steps.steps("python", Path())]
     parser.add_argument("out", type=Path, help="folder for what is found")
     parser.add_argument("--minutes", type=float, metavar="N", help="end after so many; default: when all is done")

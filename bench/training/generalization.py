@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
+from bench.arguments import described_parser
 from bench.results import Record, ResultsFile
 from bench.style import markdown
 from bench.training import plots
@@ -134,13 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        "python -m bench.training",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = described_parser("python -m bench.training", __doc__)
     cuda = torch.cuda.is_available()
     add = parser.add_argument
     add("--data", choices=DATASETS, default="digits", help="data set (default: digits)")
