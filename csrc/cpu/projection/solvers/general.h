@@ -36,7 +36,6 @@ class General {  // large: to be had as Scratch
 
   // Leaves p and d of every live column there, but for those that `solved`, if given, says have been found.
   void solve(const PerVector& k, const PerVector& tau, double* p, double* d, const bool* solved = nullptr) {
-    keep();
     start(k, tau, p, d, solved);
     if (!cpu::is_wanted(cpu::Solver::kSorted, false)) search(p, d);
     if (searching_ + huge_ > 0) finish_exactly(p, d);

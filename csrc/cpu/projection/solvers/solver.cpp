@@ -35,11 +35,6 @@ std::atomic<SolverSet> noted{0};
 
 }  // namespace
 
-std::string forced_solver() {
-  const int number = forced().load();
-  return number == kNone ? "" : kNames[number];
-}
-
 void force_solver(const std::string& name) { forced().store(number_of(name)); }
 
 bool is_wanted(Solver solver, bool pays) {

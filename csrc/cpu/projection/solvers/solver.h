@@ -20,9 +20,8 @@ enum class Solver : int {
 };
 constexpr int kSolvers = int(Solver::kSorted) + 1;
 
-// HYPERSIMPLEX_CPU_SOLVER in the environment, or what force_solver has been told since; "" leaves the choice to plan.h.
-// It is a matter of the process, for tests and measurements.
-std::string forced_solver();
+// Takes the place of HYPERSIMPLEX_CPU_SOLVER in the environment; "" leaves the choice to plan.h. A matter of the
+// process, for tests and measurements.
 void force_solver(const std::string& name);
 
 // Whether this solver is to be tried: it is forced, or none is and it pays.
