@@ -89,6 +89,22 @@ def without_kernels(monkeypatch):
     monkeypatch.setattr(_backends, "_announced", {"cpu", "cuda"})
 
 
+@pytest.fixture
+def force():
+    """A function that forces a solver of the CPU (csrc/cpu/projection/plan.h), until the test ends; "" ends it before."""
+    native = pytest.importorskip("hypersimplex_ext._C").cpu
+    yield native.force_solver
+    native.force_solver("")
+
+
+@pytest.fixture
+def used():
+    """A function that tells which solvers of the CPU have been at work since it was last called, in plan.h's order."""
+    native = pytest.importorskip("hypersimplex_ext._C").cpu
+    native.take_solvers()
+    return native.take_solvers
+
+
 def needs_clusters(regime):
     """Skip where the GPU cannot launch what a regime wants."""
     if regime.startswith("cluster") and torch.cuda.get_device_capability() < (9, 0):

@@ -13,6 +13,7 @@ from .test_jvp import assert_gradients
 plain_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 LENGTHS = (1, 2, 3, 4, 5, 7, 10, 16, 31, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1000, 2048, 8191)
 ROWS = 70  # more than a batch of 64, and no multiple of 16
+SOLVERS = ("short_vectors", "row_candidates", "single_row", "general", "sorted")
 
 
 @pytest.fixture(autouse=True)
@@ -29,45 +30,73 @@ def mixed(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([x for x, _ in rows])[order], temperatures[order]
 
 
+def serves(solver: str, n: int) -> bool:
+    """Whether it finds thresholds of several rows of n entries."""
+    return n <= 256 if solver == "short_vectors" else n > 256 if solver in ("row_candidates", "single_row") else True
+
+
+def largest_mass(solver: str, n: int) -> float:
+    return 21 if solver == "row_candidates" else n
+
+
+by_every_solver = pytest.mark.parametrize(
+    ("solver", "n"), [(solver, n) for solver in SOLVERS for n in LENGTHS if serves(solver, n)]
+)
+
+
 @plain_types
-@pytest.mark.parametrize("n", LENGTHS)
-def test_rows(n: int, dtype: torch.dtype) -> None:
+@by_every_solver
+def test_rows(force, used, solver: str, n: int, dtype: torch.dtype) -> None:
+    most = largest_mass(solver, n)
     for rows in (2, 16, 17, 33, ROWS):
         x = torch.randn(rows, n).to(dtype)
-        k = torch.rand(rows).double() * n
+        k = torch.rand(rows).double() * most
+        force(solver)
+        used()
         y = soft_binary_argmax(x, k)
+        assert solver in used()
         assert_projection(y, x, k)
+        for mass in (0.5, most / 2, max(most - 1, 0.25)):
+            assert_projection(soft_binary_argmax(x, mass), x, mass)
+        force("")
         apart = torch.cat([soft_binary_argmax(row[None], mass[None]) for row, mass in zip(x, k, strict=True)])
         assert_close(y, apart, 1e-6)
-        for mass in (0.5, n / 2, max(n - 1, 0.25)):
-            assert_projection(soft_binary_argmax(x, mass), x, mass)
 
 
-@pytest.mark.parametrize("n", [10, 100, 200, 300, 1000])
-def test_rows_of_every_distribution(n: int) -> None:
+@pytest.mark.parametrize(
+    ("solver", "n"), [(solver, n) for solver in SOLVERS for n in (10, 100, 200, 300, 1000) if serves(solver, n)]
+)
+def test_rows_of_every_distribution(force, used, solver: str, n: int) -> None:
     x, tau = mixed(n)
-    for k in (0.5, 1, n / 2, n - 1):
-        y = soft_binary_argmax(x, k, tau)
+    most = largest_mass(solver, n)
+    for k in (0.5, 1, min(n / 2, most), min(n - 1, most)):
         expected = reference.project_bisection(x.double(), k, tau)
+        force(solver)
+        used()
+        y = soft_binary_argmax(x, k, tau)
+        assert solver in used()
         assert (y.double() - expected).abs().max() <= 1e-6
 
 
 @plain_types
-@pytest.mark.parametrize("n", [256, 257, 1000, 1023, 4096, 8192])
-def test_rows_of_small_mass(n: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("n", [257, 1000, 1023, 4096, 8192])
+def test_rows_of_small_mass(used, n: int, dtype: torch.dtype) -> None:
     x = torch.randn(ROWS, n).to(dtype)
     k = torch.rand(ROWS).double() * n / 40  # small for most of them
     assert_projection(soft_binary_argmax(x, k), x, k)
-    for mass in (0.25, 1, 5, n / 64):
+    for mass in (0.25, 1, min(5, n / 64), min(21, n / 64)):
+        used()
         assert_projection(soft_binary_argmax(x, mass), x, mass)
+        assert used()[0] == "row_candidates"
     assert_gradients(x, k, 0.3 + torch.rand(ROWS).double())
 
 
-@pytest.mark.parametrize("n", [300, 1000])
+@pytest.mark.parametrize("n", [400, 1000])
 @pytest.mark.parametrize("k", [0.5, 1, 5])
-def test_small_mass_of_every_distribution(n: int, k: float) -> None:
+def test_small_mass_of_every_distribution(used, n: int, k: float) -> None:
     x, tau = mixed(n)
     y = soft_binary_argmax(x, k, tau)
+    assert used()[0] == "row_candidates"
     expected = reference.project_bisection(x.double(), k, tau)
     assert (y.double() - expected).abs().max() <= 1e-6
     assert_gradients(x, torch.full((ROWS,), k, dtype=torch.float64), tau)
@@ -84,7 +113,7 @@ def test_thresholds_in_a_gap_are_its_middle() -> None:
 
 
 @plain_types
-def test_special_rows_do_not_spoil_a_batch(dtype: torch.dtype) -> None:
+def test_special_rows_do_not_spoil_a_batch(used, dtype: torch.dtype) -> None:
     x = torch.randn(ROWS, 500).to(dtype)
     x[3, 17] = NAN
     x[5, 499] = NAN
@@ -105,8 +134,10 @@ def test_special_rows_do_not_spoil_a_batch(dtype: torch.dtype) -> None:
     assert (y[13] == (x[13] > -INF)).all()
     assert_projection(y[15, :100].detach(), x[15, :100].detach(), 4)
     others = [i for i in range(ROWS) if i not in special]
-    for mass in (4, 200):
+    for mass, solver in ((4, "row_candidates"), (200, "single_row")):
+        used()
         y = soft_binary_argmax(x.detach(), mass)
+        assert used()[0] == solver
         assert_projection(y[others], x[others].detach(), mass)
         assert torch.equal(y[others], soft_binary_argmax(torch.cat([x[others], x[:7]]).detach(), mass)[: len(others)])
     assert (grad[[9, 11, 13]] == 0).all()

@@ -13,23 +13,9 @@ from hypersimplex_ext import hypersimplex_loss, reference, soft_binary_argmax
 from .cases import DISTRIBUTIONS, INF, NAN, assert_close, assert_projection, draw
 from .test_loss import KINDS, assert_loss
 
-native = pytest.importorskip("hypersimplex_ext._C").cpu
+pytest.importorskip("hypersimplex_ext._C")
 plain_types = (torch.float32, torch.float64)
 types = (*plain_types, torch.float16, torch.bfloat16)
-
-
-@pytest.fixture
-def force():
-    """A function that forces a solver, until the test ends."""
-    yield native.force_solver
-    native.force_solver("")
-
-
-@pytest.fixture
-def used():
-    """A function that tells which solvers have been at work since it was last called."""
-    native.take_solvers()
-    return native.take_solvers
 
 
 # What each solver serves: dtypes, and shapes with the dimension to project along.

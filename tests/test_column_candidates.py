@@ -23,6 +23,13 @@ INPUTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def solver_runs(used):
+    """Every test here is one of column_candidates.h, though it may leave some panels to the general search."""
+    yield
+    assert "column_candidates" in used()
+
+
 def make(name="normal", dtype=torch.float32):
     torch.manual_seed(0)
     x = INPUTS[name](torch.randn(SAMPLES, CLASSES, dtype=torch.float64)).to(dtype)

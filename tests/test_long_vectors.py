@@ -12,6 +12,13 @@ LENGTH = 200_003
 MASSES = (0.25, 5, 40, 1_000, 20_000.5, 100_000, 190_000)
 
 
+@pytest.fixture(autouse=True)
+def solver_runs(used):
+    """Every test here is one of long_vectors.h, though it may leave some vectors to the general search."""
+    yield
+    assert "long_vectors" in used()
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_distributions(name):
     x, tau = draw(name, LENGTH)
