@@ -69,11 +69,11 @@ __device__ __forceinline__ void set_last(Wide& e) { e = {~uint64_t(0), ~uint32_t
 // Stores entries as what the caller asked for.
 class Results {
  public:
-  __device__ Results(const SortArgs& args, const RowPlan& plan, const Unit& unit)
+  __device__ Results(const SortArgs& args, const RowPlan& plan, const WorkItem& work)
       : args_(args),
-        x_(args.x_strides, args.shape, plan, unit),
-        values_(args.values_strides, args.shape, plan, unit),
-        order_(args.order_strides, args.shape, plan, unit) {}
+        x_(args.x_strides, args.shape, plan, work),
+        values_(args.values_strides, args.shape, plan, work),
+        order_(args.order_strides, args.shape, plan, work) {}
 
   template <class Entry>
   __device__ __forceinline__ void store(int column, int64_t j, const Entry& e) const {
@@ -101,7 +101,7 @@ class Results {
   }
 
   const SortArgs& args_;
-  const Reach x_, values_, order_;
+  const StridedIndex x_, values_, order_;
 };
 
 // A bitonic network over the items of a thread.
@@ -170,14 +170,14 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
   const RowTeam team(plan);
   Entry* memory = shared_memory<Entry>(team.in_block() * team.size() * kThreadBytes<Entry>);
   const int width = plan.share, first = team.rank() * N, slot = team.rank() & (plan.group - 1);
-  for (int64_t number = team.first(); number < plan.units; number += team.step()) {
-    const Unit unit(plan, args.shape, number);
-    const Reach x(args.x_strides, args.shape, plan, unit);
+  for (int64_t number = team.first(); number < plan.work_items; number += team.step()) {
+    const WorkItem work(plan, args.shape, number);
+    const StridedIndex x(args.x_strides, args.shape, plan, work);
     for_places(plan, team, width, [&](int column, int j) {
       Entry e;
       set_last(e);
-      if (column < unit.columns && j < unit.count)
-        load_entry(args, x(column, unit.begin + j), uint32_t(unit.begin + j), e);
+      if (column < work.columns && j < work.count)
+        load_entry(args, x(column, work.begin + j), uint32_t(work.begin + j), e);
       memory[gapped<Entry>(column * width + j)] = e;
     });
     team.barrier();
@@ -194,12 +194,12 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
     }
     put_items(memory, first, items);
     team.barrier();
-    const Results results(args, plan, unit);
+    const Results results(args, plan, work);
     for_places(plan, team, width, [&](int column, int j) {
-      if (column >= unit.columns || j >= unit.count) return;
+      if (column >= work.columns || j >= work.count) return;
       const Entry e = memory[gapped<Entry>(column * width + j)];
       if (runs)
-        runs[unit.vector * plan.n + unit.begin + j] = e;
+        runs[work.vector * plan.n + work.begin + j] = e;
       else
         results.store(column, j, e);
     });
@@ -216,37 +216,37 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
   const RowTeam team(plan);
   int64_t* split = shared_memory<int64_t>(0);
   Entry* memory = shared_memory<Entry>(kPackBytes);
-  for (int64_t number = team.first(); number < plan.units; number += team.step()) {
-    const Unit unit(plan, args.shape, number);
-    const int64_t pair = unit.begin / (2 * run) * (2 * run);
+  for (int64_t number = team.first(); number < plan.work_items; number += team.step()) {
+    const WorkItem work(plan, args.shape, number);
+    const int64_t pair = work.begin / (2 * run) * (2 * run);
     const int64_t a_count = plan.n - pair < run ? plan.n - pair : run;
     const int64_t b_count = plan.n - pair - a_count < run ? plan.n - pair - a_count : run;
-    const Entry *a = from + unit.vector * plan.n + pair, *b = a + a_count;
+    const Entry *a = from + work.vector * plan.n + pair, *b = a + a_count;
     if (warp_id() < 2) {  // one finds where in both runs the tile begins, one where it ends
-      const int64_t at = unit.begin - pair + (warp_id() == 0 ? 0 : unit.count);
+      const int64_t at = work.begin - pair + (warp_id() == 0 ? 0 : work.count);
       const int64_t low = at < b_count ? 0 : at - b_count, high = at < a_count ? at : a_count;
       const int64_t taken = first_where(low, high, kWarpSize, [&](int64_t p) { return before(b[at - 1 - p], a[p]); });
       if (lane_id() == 0) split[warp_id()] = taken;
     }
     block_barrier();
-    const int64_t a_begin = split[0], b_begin = unit.begin - pair - a_begin;
-    const int a_size = int(split[1] - a_begin), b_size = unit.count - a_size;
-    for (int i = team.rank(); i < unit.count; i += team.size())
+    const int64_t a_begin = split[0], b_begin = work.begin - pair - a_begin;
+    const int a_size = int(split[1] - a_begin), b_size = work.count - a_size;
+    for (int i = team.rank(); i < work.count; i += team.size())
       memory[gapped<Entry>(i)] = i < a_size ? a[a_begin + i] : b[b_begin + i - a_size];
     block_barrier();
     const int first = team.rank() * kItems<Entry>;
     Entry items[kItems<Entry>];
-    merge_items(memory, 0, a_size, a_size, b_size, first < unit.count ? first : unit.count, items);
+    merge_items(memory, 0, a_size, a_size, b_size, first < work.count ? first : work.count, items);
     block_barrier();
     put_items(memory, first, items);
     block_barrier();
-    const Results results(args, plan, unit);
-    for (int i = team.rank(); i < unit.count; i += team.size()) {
+    const Results results(args, plan, work);
+    for (int i = team.rank(); i < work.count; i += team.size()) {
       const Entry e = memory[gapped<Entry>(i)];
       if (to)
-        to[unit.vector * plan.n + unit.begin + i] = e;
+        to[work.vector * plan.n + work.begin + i] = e;
       else
-        results.store(0, unit.begin + i, e);
+        results.store(0, work.begin + i, e);
     }
     block_barrier();
   }
