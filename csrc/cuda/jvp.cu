@@ -31,9 +31,9 @@ struct Product {
 };
 
 template <class T>
-__device__ __forceinline__ void aim(Projector<T>& projector, const JvpArgs& args, const Place& place) {
-  if (place.live)
-    projector.set({args.state.p[place.vector], args.state.d[place.vector]}, at(args.tau, place.vector));
+__device__ __forceinline__ void aim(Projector<T>& projector, const JvpArgs& args, const VectorIndex& index) {
+  if (index.live)
+    projector.set({args.state.p[index.vector], args.state.d[index.vector]}, at(args.tau, index.vector));
   else
     projector.set({kInfinity<double>, 0}, 1);
 }
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
   const Short<In> group(plan, args.shape);
   if (!group.exists()) return;
   Projector<T> projector;
-  aim(projector, args, group.place);
+  aim(projector, args, group.index);
   Items x, v;
   group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
   group.load(static_cast<const In*>(args.v), args.v_strides, v, T(0));
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
   const Peers peers = group.peers();
   const Product product(projector.p, sum(unsigned(lane_count(active)), peers), sum(double(sum_v), peers),
                         sum(double(sum_vy), peers), sum(double(sum_y), peers), projector.tau);
-  if (group.place.live && group.slot == 0) product.store(args, group.place.vector);
+  if (group.index.live && group.slot == 0) product.store(args, group.index.vector);
   if (!args.out) return;
 
   const T mean = T(product.mean), nothing = projector.p != projector.p ? projector.p : T(0);
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
 
 template <class T>
 struct alignas(16) ProductColumn {
-  Place place;
+  VectorIndex index;
   Projector<T> projector;
   double mean;
 };
@@ -189,7 +189,7 @@ class Multiplier {
   __device__ __forceinline__ Operand<const In> x() const { return operand(args_.x, args_.x_strides); }
   __device__ __forceinline__ Operand<const In> v() const { return operand(args_.v, args_.v_strides); }
   __device__ __forceinline__ Operand<const In> operand(const void* data, const Strides& strides) const {
-    return {static_cast<const In*>(data), strides, args_.shape, plan_, column_.place, tile_.begin()};
+    return {static_cast<const In*>(data), strides, args_.shape, plan_, column_.index, tile_.begin()};
   }
   __device__ static T value(const Operand<const In>& from, int i) { return widen(load_constant(from.entry(i))); }
   // Bit e says whether entry e of an access is active.
@@ -215,11 +215,11 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
   ProductColumn<T>& own = team.columns<ProductColumn<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
-      own.place = locate(plan, args.shape, number, team.column());
-      aim(own.projector, args, own.place);
+      own.index = locate(plan, args.shape, number, team.column());
+      aim(own.projector, args, own.index);
     }
     block_barrier();
-    const typename Multiplier<In>::TileType tile(plan, team, own.place.live, team.bytes<ProductColumn<T>>());
+    const typename Multiplier<In>::TileType tile(plan, team, own.index.live, team.bytes<ProductColumn<T>>());
     const Multiplier<In> multiplier(args, plan, tile, own);
     Sums<2, 3> sums;
     multiplier.add(sums);
@@ -228,12 +228,12 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
       const Projector<T>& projector = own.projector;
       const Product product(projector.p, total.count(0), total.sum(0), total.sum(1), total.sum(2), projector.tau);
       own.mean = product.mean;
-      if (own.place.live && team.rank() == 0) product.store(args, own.place.vector);
+      if (own.index.live && team.rank() == 0) product.store(args, own.index.vector);
       return 0;
     });
     if (args.out)
       multiplier.write(
-          Operand<In>(static_cast<In*>(args.out), args.out_strides, args.shape, plan, own.place, tile.begin()));
+          Operand<In>(static_cast<In*>(args.out), args.out_strides, args.shape, plan, own.index, tile.begin()));
     block_barrier();
   }
   team.leave();

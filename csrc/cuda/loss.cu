@@ -42,7 +42,7 @@ struct LossColumn : Column<T> {
     const double taking_part = total.count(1);
     weight = samples.weighted() ? total.sum(1) : taking_part;
     some_ignored = taking_part < this->n;
-    if (!this->place.live || args.mass_kind == MassKind::kValue) return;
+    if (!this->index.live || args.mass_kind == MassKind::kValue) return;
     if (args.mass_kind == MassKind::kFraction) {
       this->mass = whole_part(args.k.value, taking_part);
     } else {
@@ -162,9 +162,9 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
       own.cancelled = 0;
     }
     block_barrier();
-    const Tile<In, false> tile(plan, team, own.place.live, team.bytes<LossColumn<T>>());
+    const Tile<In, false> tile(plan, team, own.index.live, team.bytes<LossColumn<T>>());
     {
-      const Samples<In> samples(args, plan, tile, own.place, false);
+      const Samples<In> samples(args, plan, tile, own.index, false);
       Sums<2, 2> counts;
       add_counts(args, samples, tile, counts);
       const auto total = team.reduce(counts, true);
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
         return 0;
       });
     }
-    const LabelledSamples<In> samples(args, plan, tile, own.place, own.some_ignored);
+    const LabelledSamples<In> samples(args, plan, tile, own.index, own.some_ignored);
     Solver<In, Tile<In, false>, Samples<In>>(team, tile, own, samples).solve();
 
     int again = 0;
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
       sum_loss(samples, tile, own, fenchel_young, sums);
       const auto total = team.reduce(sums, true);
       again = team.decide([&] {
-        if (!own.place.live) return 0;
+        if (!own.index.live) return 0;
         const Pair t = own.search.t;
         // Exact masses and equal weights make sum (y - t) zero.
         const bool balanced = args.mass_kind == MassKind::kTargets && !samples.weighted();
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
         own.cancelled = !own.cancelled && shift != 0 && fabs(loss) < fabs(shift) / kCancelled;
         if (own.cancelled || team.rank() != 0) return own.cancelled;
         const LossState state(args.state, args.shape.inner);
-        const int64_t c = own.place.vector;
+        const int64_t c = own.index.vector;
         state.p[c] = t.p;
         state.d[c] = t.d;
         state.active[c] = total.count(0);
@@ -232,15 +232,15 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
 
 template <class T>
 struct alignas(16) GradientColumn {
-  Place place;
+  VectorIndex index;
   Projector<T> projector;
   T mean, gain, lambda;
   double wide_mean, wide_gain, wide_lambda;
 
-  __device__ void set(const LossArgs& args, const Place& at_place, double upstream) {
-    place = at_place;
+  __device__ void set(const LossArgs& args, const VectorIndex& which, double upstream) {
+    index = which;
     const LossState state(args.state, args.shape.inner);
-    const int64_t c = place.live ? place.vector : 0;
+    const int64_t c = index.live ? index.vector : 0;
     const Pair t = {state.p[c], state.d[c]};
     const double tau = at(args.tau, c);
     projector.set(t, tau);
@@ -268,9 +268,9 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
     own.set(args, locate(plan, args.shape, team.number(), team.column()), upstream * scale * (fenchel_young ? 1 : 2));
   }
   block_barrier();
-  const Tile<In, false> tile(plan, team, own.place.live, 0);
-  const LabelledSamples<In> samples(args, plan, tile, own.place, false);
-  const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, args.shape, plan, own.place,
+  const Tile<In, false> tile(plan, team, own.index.live, 0);
+  const LabelledSamples<In> samples(args, plan, tile, own.index, false);
+  const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, args.shape, plan, own.index,
                          tile.begin());
   if (own.projector.regular) {
     const Projector<T> projector = own.projector;

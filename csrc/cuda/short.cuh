@@ -19,14 +19,14 @@ class Short {
 
   const int tile;
   const int group, column, slot;
-  const Place place;
+  const VectorIndex index;
 
   __device__ Short(const Plan& plan, const Shape& shape)
       : tile(int(blockIdx.x) * warp_count() + warp_id()),
         group(plan.group),
         column(plan.adjacent ? lane_id() % plan.columns : lane_id() / plan.group),
         slot(plan.adjacent ? lane_id() / plan.columns : lane_id() % plan.group),
-        place(locate(plan, shape, tile, column)),
+        index(locate(plan, shape, tile, column)),
         plan_(plan),
         shape_(shape),
         n_(int(plan.n)),
@@ -48,13 +48,13 @@ class Short {
   }
 
   __device__ __forceinline__ void load(const In* data, const Strides& strides, Items& x, T padding) const {
-    Operand<const In> from(data, strides, shape_, plan_, place, 0);
+    Operand<const In> from(data, strides, shape_, plan_, index, 0);
     if (plan_.packs && !plan_.staged) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         T(&chunk)[kChunk] = reinterpret_cast<T(&)[kChunk]>(x[c * kChunk]);
         int j = (c * group + slot) * kChunk;
-        if (place.live && j < n_)
+        if (index.live && j < n_)
           unpack<In>(load_constant_pack(from.at + j), chunk);
         else
 #pragma unroll
@@ -67,18 +67,18 @@ class Short {
     for (int i = 0; i < kItems; ++i) {
       int j = i * group + slot;
       x[i] = padding;
-      if (place.live && j < n_) x[i] = widen(stage ? stage[staged(j)] : load_constant(from.entry(j)));
+      if (index.live && j < n_) x[i] = widen(stage ? stage[staged(j)] : load_constant(from.entry(j)));
     }
   }
 
   __device__ __forceinline__ void store(In* data, const Strides& strides, const Items& y) const {
-    Operand<In> to(data, strides, shape_, plan_, place, 0);
+    Operand<In> to(data, strides, shape_, plan_, index, 0);
     if (plan_.packs && !plan_.staged) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const T(&chunk)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(y[c * kChunk]);
         int j = (c * group + slot) * kChunk;
-        if (place.live && j < n_) *reinterpret_cast<uint4*>(to.at + j) = pack<In>(chunk);
+        if (index.live && j < n_) *reinterpret_cast<uint4*>(to.at + j) = pack<In>(chunk);
       }
       return;
     }
@@ -87,7 +87,7 @@ class Short {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       int j = i * group + slot;
-      if (place.live && j < n_) (stage ? stage[staged(j)] : *to.entry(j)) = narrow<In>(y[i]);
+      if (index.live && j < n_) (stage ? stage[staged(j)] : *to.entry(j)) = narrow<In>(y[i]);
     }
     if (stage) {
       warp_barrier();

@@ -11,7 +11,7 @@ namespace cuda {
 // What is kept of a vector while its threshold is sought.
 template <class T>
 struct alignas(16) Column {
-  Place place;
+  VectorIndex index;
   double n, mass, tau;                      // n: its entries, 0 beside the last vector of a line
   double count, mean, variance, low, high;  // of the finite entries
   double infinite, nan;                     // numbers of entries
@@ -19,11 +19,11 @@ struct alignas(16) Column {
   Search<T> search;  // search.t is the result
   Projector<T> projector;
 
-  __device__ void begin(const Place& at_place, int64_t entries, const PerVector& k, const PerVector& temperature) {
-    place = at_place;
-    n = place.live ? double(entries) : 0;
-    mass = place.live ? at(k, place.vector) : 0;
-    tau = place.live ? at(temperature, place.vector) : 1;
+  __device__ void begin(const VectorIndex& which, int64_t entries, const PerVector& k, const PerVector& temperature) {
+    index = which;
+    n = index.live ? double(entries) : 0;
+    mass = index.live ? at(k, index.vector) : 0;
+    tau = index.live ? at(temperature, index.vector) : 1;
   }
 
   // Starts the search, or ends it before it begins: special rows (State in hypersimplex.h).

@@ -37,7 +37,7 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
   c.low = smallest(low, peers);
   c.high = largest(high, peers);
   c.infinite = c.nan = 0;
-  if (any_lane(group.place.live && int(finite) < n)) {
+  if (any_lane(group.index.live && int(finite) < n)) {
     unsigned special = 0;  // +inf in the lower half, nan in the upper
     group.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
     special = sum(special, peers);
@@ -80,15 +80,15 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
   using T = Compute<In>;
   const Short<In> group(plan, args.shape);
   if (!group.exists()) return;
-  const Place& place = group.place;
+  const VectorIndex& index = group.index;
   typename Short<In>::Items x;
   group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
   Column<T> column;
-  column.begin(place, plan.n, args.k, args.tau);
+  column.begin(index, plan.n, args.k, args.tau);
   solve_short(group, x, column, int(plan.n));
-  if (place.live && group.slot == 0) {
-    args.state.p[place.vector] = column.search.t.p;
-    args.state.d[place.vector] = column.search.t.d;
+  if (index.live && group.slot == 0) {
+    args.state.p[index.vector] = column.search.t.p;
+    args.state.d[index.vector] = column.search.t.d;
   }
   if (!args.y) return;
   const Projector<T>& projector = column.projector;
@@ -108,18 +108,18 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
     block_barrier();
-    const Tile<In> tile(plan, team, own.place.live, team.bytes<Column<T>>());
-    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, own.place,
+    const Tile<In> tile(plan, team, own.index.live, team.bytes<Column<T>>());
+    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, own.index,
                               tile.begin());
     const Entries<In, Tile<In>> entries{tile, x, -kInfinity<T>};
     Solver<In, Tile<In>, Entries<In, Tile<In>>>(team, tile, own, entries).solve();
 
-    if (team.rank() == 0 && team.decides() && own.place.live) {
-      args.state.p[own.place.vector] = own.search.t.p;
-      args.state.d[own.place.vector] = own.search.t.d;
+    if (team.rank() == 0 && team.decides() && own.index.live) {
+      args.state.p[own.index.vector] = own.search.t.p;
+      args.state.d[own.index.vector] = own.search.t.d;
     }
     if (args.y) {
-      const Operand<In> y(static_cast<In*>(args.y), args.y_strides, args.shape, plan, own.place, tile.begin());
+      const Operand<In> y(static_cast<In*>(args.y), args.y_strides, args.shape, plan, own.index, tile.begin());
       auto write = [&](int i, auto& v, auto project) {
         for (T& entry : v) entry = project(entry);
         tile.store(y, i, v);
