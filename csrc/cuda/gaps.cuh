@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(tuning::kPassThreads, 1)
           sum_b += exponentiated ? terms.weight(j) : exp(terms.b(0, j) - b_start);
       }
       for (int flip = 1; flip < kWarpSize; flip *= 2) {
-        sum_a += from_peer(sum_a, flip);
-        sum_b += from_peer(sum_b, flip);
+        sum_a += from_lane_xor(sum_a, flip);
+        sum_b += from_lane_xor(sum_b, flip);
       }
       const double size = double(end - start);
       for (int64_t j = start + lane_id(); j < end; j += kWarpSize) {

@@ -66,9 +66,9 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
     group.for_items([&](int i) { add(i, projector.position(x[i])); });
   else
     group.for_items([&](int i) { add(i, T(projector.irregular_y(x[i]))); });
-  const Peers peers = group.peers();
-  const Product product(projector.p, sum(unsigned(lane_count(active)), peers), sum(double(sum_v), peers),
-                        sum(double(sum_vy), peers), sum(double(sum_y), peers), projector.tau);
+  const LaneGroup lanes = group.lanes();
+  const Product product(projector.p, sum(unsigned(lane_count(active)), lanes), sum(double(sum_v), lanes),
+                        sum(double(sum_vy), lanes), sum(double(sum_y), lanes), projector.tau);
   if (group.index.live && group.slot == 0) product.store(args, group.index.vector);
   if (!args.out) return;
 

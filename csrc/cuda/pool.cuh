@@ -137,7 +137,7 @@ __device__ __forceinline__ Mass sum_masses(const Memory& memory, int from, int t
   Mass sum = Kind::nothing();
   for (int j = from + (lane_id() & (lanes - 1)); j < to; j += lanes) sum = Kind::join(sum, memory.mass(j, j));
   for (int flip = 1; flip < lanes; flip *= 2)
-    sum = Kind::join(sum, {from_peer(sum.first, flip), from_peer(sum.second, flip)});
+    sum = Kind::join(sum, {from_lane_xor(sum.first, flip), from_lane_xor(sum.second, flip)});
   return sum;
 }
 

@@ -33,7 +33,7 @@ class Short {
         chunks_((int(plan.n) + plan.group * kChunk - 1) / (plan.group * kChunk)) {}
 
   __device__ bool exists() const { return tile < plan_.tiles; }
-  __device__ Peers peers() const { return plan_.adjacent ? Peers{plan_.columns, 32} : Peers{1, group}; }
+  __device__ LaneGroup lanes() const { return plan_.adjacent ? LaneGroup{plan_.columns, 32} : LaneGroup{1, group}; }
   __device__ T first(const Items& x) const { return from_lane(x[0], plan_.adjacent ? column : column * group); }
 
   // body(i) for the items that hold entries, unrolled; the items behind a vector's last entry among them.

@@ -42,10 +42,10 @@ struct Totals {
       v[i] = i < kAdded ? v[i] + other : i == kAdded ? fmin(v[i], other) : fmax(v[i], other);
     }
   }
-  __device__ __forceinline__ void combine_peers(bool wide, Peers peers) {
+  __device__ __forceinline__ void combine_lanes(bool wide, LaneGroup lanes) {
 #pragma unroll 1
-    for (int flip = peers.first; flip < peers.end; flip *= 2)
-      combine(wide, [&](int i) { return from_peer(v[i], flip); });
+    for (int flip = lanes.first; flip < lanes.end; flip *= 2)
+      combine(wide, [&](int i) { return from_lane_xor(v[i], flip); });
   }
 };
 
@@ -70,7 +70,7 @@ class Team {
   __device__ int number() const { return number_; }
   __device__ int rank() const { return rank_; }
   __device__ int column() const { return int(threadIdx.x) & (plan_.columns - 1); }
-  __device__ Peers peers() const { return {plan_.columns, kWarpSize}; }
+  __device__ LaneGroup lanes() const { return {plan_.columns, kWarpSize}; }
   // Whether this thread acts for its column: one lane of warp 0 each.
   __device__ bool decides() const { return int(threadIdx.x) < plan_.columns; }
 
@@ -101,7 +101,7 @@ class Team {
       all.v[All::kAdded] = own.low;
       all.v[All::kAdded + 1] = own.high;
     }
-    all.combine_peers(wide, peers());
+    all.combine_lanes(wide, lanes());
 
     // First the warps of a block bring their sums together, then the blocks of the team.
     const Level last = plan_.blocks == 1               ? Level::kWarps
@@ -122,7 +122,7 @@ class Team {
           all.combine(wide, [&](int i) {
             return cluster ? load_from_cluster(place + i, m) : load_from_blocks(place + m * width * kMaxSums + i);
           });
-        all.combine_peers(wide, peers());
+        all.combine_lanes(wide, lanes());
       }
       if (level == last) break;
       level = last;

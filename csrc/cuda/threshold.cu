@@ -15,7 +15,7 @@ template <class In>
 __device__ __forceinline__ void solve_short(const Short<In>& group, const typename Short<In>::Items& x,
                                             Column<Compute<In>>& c, int n) {
   using T = Compute<In>;
-  const Peers peers = group.peers();
+  const LaneGroup lanes = group.lanes();
   T origin = group.first(x);
   if (!is_finite(origin)) origin = 0;
   T total = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
@@ -29,18 +29,18 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;
   });
-  finite = sum(finite, peers);
-  T mean = sum(total, peers) / T(finite), variance = sum(squares, peers) / T(finite) - mean * mean;
+  finite = sum(finite, lanes);
+  T mean = sum(total, lanes) / T(finite), variance = sum(squares, lanes) / T(finite) - mean * mean;
   c.count = finite;
   c.mean = double(origin) + double(mean);
   c.variance = variance > 0 ? variance : T(0);
-  c.low = smallest(low, peers);
-  c.high = largest(high, peers);
+  c.low = smallest(low, lanes);
+  c.high = largest(high, lanes);
   c.infinite = c.nan = 0;
   if (any_lane(group.index.live && int(finite) < n)) {
     unsigned special = 0;  // +inf in the lower half, nan in the upper
     group.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
-    special = sum(special, peers);
+    special = sum(special, lanes);
     c.infinite = special & 0xffff;
     c.nan = special >> 16;
   }
@@ -51,8 +51,8 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
     const T edge = c.gap_edge();
     T zero = -kInfinity<T>, one = kInfinity<T>;
     group.for_items([&](int i) { take_side(x[i], edge, zero, one); });
-    zero = largest(zero, peers);
-    one = smallest(one, peers);
+    zero = largest(zero, lanes);
+    one = smallest(one, lanes);
     if (wanted) c.take_gap(zero, one);
   };
   while (any_lane(c.searching())) {
@@ -64,8 +64,8 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
       counts += above ? (one ? 0x10001u : 1u) : 0u;
       if (above && !one) active += c.projector.beyond(x[i]);
     });
-    counts = sum(counts, peers);
-    double S = sum(double(active), peers);
+    counts = sum(counts, lanes);
+    double S = sum(double(active), lanes);
     if (c.searching()) c.step({double(counts & 0xffff), double(counts >> 16), S});
     take_gap(c.searching() && c.search.flat != 0);
   }
