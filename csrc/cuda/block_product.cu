@@ -1,6 +1,6 @@
 // Products with the Jacobians of isotonic regression. A thread has a chunk of 32 elements, sums what it holds of each
 // block, and learns by a segmented scan what the block that reaches in from the left, and the one that reaches out to
-// the right, amount to elsewhere; sums of one block never meet those of another. Of long vectors blocks scan tiles: one
+// the right, amount to elsewhere; sums of different blocks are never mixed. Of long vectors blocks scan tiles: one
 // launch sums them, one connects them, one writes.
 #include "rows.cuh"
 

@@ -209,9 +209,9 @@ class Multiplier {
 
 template <class In>
 __global__ void __launch_bounds__(tuning::kMaxThreads)
-    multiply_team(const __grid_constant__ JvpArgs args, const __grid_constant__ Plan plan, void* meeting) {
+    multiply_team(const __grid_constant__ JvpArgs args, const __grid_constant__ Plan plan, void* workspace) {
   using T = Compute<In>;
-  Team team(plan, meeting);
+  Team team(plan, workspace);
   ProductColumn<T>& own = team.columns<ProductColumn<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
@@ -252,7 +252,7 @@ Plan plan_of(JvpArgs& args) {
 
 size_t jvp_workspace(const JvpArgs& call) {
   JvpArgs args = call;
-  return Meeting::bytes(plan_of(args));
+  return GridWorkspace::bytes(plan_of(args));
 }
 
 void jvp(const JvpArgs& call, void* workspace, void* stream) {
@@ -263,7 +263,7 @@ void jvp(const JvpArgs& call, void* workspace, void* stream) {
     if (plan.regime == Regime::kShort)
       launch(plan, stream, "jvp", multiply_short<In>, args, plan);
     else
-      launch(plan, stream, "jvp", multiply_team<In>, args, plan, prepare_meeting(plan, workspace, stream));
+      launch(plan, stream, "jvp", multiply_team<In>, args, plan, prepare_workspace(plan, workspace, stream));
   });
 }
 

@@ -114,9 +114,9 @@ void launch(const Plan& plan, void* stream, const char* name, void (*kernel)(Par
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 
-// Readies the memory in which the blocks of a grid meet.
-inline void* prepare_meeting(const Plan& plan, void* memory, void* stream) {
-  size_t bytes = Meeting::arrival_bytes(plan);
+// Clears the arrivals, which grid_barrier() needs to be zero at first. Returns the workspace.
+inline void* prepare_workspace(const Plan& plan, void* memory, void* stream) {
+  size_t bytes = GridWorkspace::arrival_bytes(plan);
   if (bytes) check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
   return memory;
 }

@@ -151,10 +151,10 @@ __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, con
 template <class In>
 __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
     loss_team(const __grid_constant__ LossArgs args, const __grid_constant__ Plan plan, Summands summands,
-              void* meeting) {
+              void* workspace) {
   using T = Compute<In>;
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
-  Team team(plan, meeting);
+  Team team(plan, workspace);
   LossColumn<T>& own = team.columns<LossColumn<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
@@ -328,18 +328,19 @@ Plan backward_plan(LossArgs& args, LossBackward& backward) {
 
 size_t loss_forward_workspace(const LossArgs& call) {
   LossArgs args = call;
-  return Meeting::bytes(forward_plan(args)) + 2 * size_t(args.shape.inner) * sizeof(double);
+  return GridWorkspace::bytes(forward_plan(args)) + 2 * size_t(args.shape.inner) * sizeof(double);
 }
 
 void loss_forward(const LossArgs& call, void* loss, void* workspace, void* stream) {
   LossArgs args = call;
   const Plan plan = forward_plan(args);
-  double* numbers = reinterpret_cast<double*>(static_cast<char*>(workspace) + Meeting::bytes(plan));
+  double* numbers = reinterpret_cast<double*>(static_cast<char*>(workspace) + GridWorkspace::bytes(plan));
   const Summands summands = {numbers, numbers + args.shape.inner};
   const Plan total = one_block_plan();
   for_storage_type(args.dtype, [&](auto storage) {
     using In = typename decltype(storage)::type;
-    launch(plan, stream, "loss_forward", loss_team<In>, args, plan, summands, prepare_meeting(plan, workspace, stream));
+    launch(plan, stream, "loss_forward", loss_team<In>, args, plan, summands,
+           prepare_workspace(plan, workspace, stream));
     launch(total, stream, "loss_forward", add_classes<In>, args, total, summands, static_cast<In*>(loss));
   });
 }

@@ -50,7 +50,7 @@ struct Pieces {
   Mass *before, *after;    // [chunks] of the blocks of the piece that begin in chunks before this one, and after it
   int n;
 
-  // A gap after every chunk, so that lanes that each work on their own meet in few banks.
+  // A gap after every chunk: lanes that each work on a chunk of their own then seldom hit the same bank.
   __device__ static int slot(int j) { return kGapped ? j + j / kChunkElements : j; }
   __device__ int end_of(int chunk) const {
     const int end = (chunk + 1) * kChunkElements;

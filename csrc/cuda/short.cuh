@@ -101,7 +101,7 @@ class Short {
   static constexpr int kStagedBatch = 8;  // entries that a lane reads before it writes them
 
   __device__ In* stage_memory() const { return shared_memory<In>(warp_id() * kStagedBytes); }
-  // One entry is left out after every 32, so that lanes that each read a row of their own meet in few banks.
+  // One entry is left out after every 32: lanes that each read a row of their own then seldom hit the same bank.
   __device__ static int gapped(int e) { return e + e / kWarpSize; }
   static constexpr int kGappedWarp = kWarpSize + 1;
   __device__ int staged(int j) const { return gapped(column * n_ + j); }

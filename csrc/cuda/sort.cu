@@ -17,7 +17,8 @@ struct alignas(16) Wide {
   uint32_t place;
 };
 
-// Of a thread, and a gap behind them in shared memory, so that lanes that each write their own meet in few banks.
+// Entries of a thread. In shared memory a gap follows them: lanes that each write their own then seldom hit the
+// same bank.
 template <class Entry>
 constexpr int kItems = tuning::kShortBytes / int(sizeof(Entry));
 template <class Entry>

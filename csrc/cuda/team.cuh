@@ -49,9 +49,10 @@ struct Totals {
   }
 };
 
-// Device memory that blocks of a grid need to meet: the arrivals of every team, then their sums.
-struct Meeting {
-  static constexpr int kArrivalBytes = 128;  // a cache line per team
+// Global memory through which the blocks of a grid's teams exchange sums: first a counter of arrivals for every team,
+// then the sums.
+struct GridWorkspace {
+  static constexpr int kArrivalBytes = 128;  // a cache line per team, so that teams do not slow one another down
   static size_t bytes(const Plan& plan) {
     if (plan.regime != Regime::kGrid || plan.blocks == 1) return 0;
     return size_t(plan.teams) * (kArrivalBytes + size_t(2) * plan.blocks * plan.columns * kMaxSums * sizeof(double));
@@ -61,9 +62,9 @@ struct Meeting {
 
 class Team {
  public:
-  __device__ Team(const Plan& plan, void* meeting)
+  __device__ Team(const Plan& plan, void* workspace)
       : plan_(plan),
-        meeting_(static_cast<char*>(meeting)),
+        workspace_(static_cast<char*>(workspace)),
         rank_(int(blockIdx.x) % plan.blocks),
         number_(int(blockIdx.x) / plan.blocks) {}
 
@@ -114,7 +115,7 @@ class Team {
       if (lane_id() < width && (first_warp || warps))
 #pragma unroll
         for (int i = 0; i < All::kAll; ++i) place[member * width * kMaxSums + i] = all.v[i];
-      meet(level);
+      wait_at(level);
       if (first_warp) {
         all.clear();
 #pragma unroll 1
@@ -158,17 +159,17 @@ class Team {
     const int set = plan_.columns * kMaxSums, own = column() * kMaxSums;
     if (level == Level::kWarps) return shared_memory<double>(0) + own;
     if (level == Level::kCluster) return shared_memory<double>((warp_count() + int(round_ % 2)) * set * 8) + own;
-    return reinterpret_cast<double*>(meeting_ + plan_.teams * Meeting::kArrivalBytes) +
+    return reinterpret_cast<double*>(workspace_ + plan_.teams * GridWorkspace::kArrivalBytes) +
            (int64_t(number_) * 2 + round_ % 2) * plan_.blocks * set + own;
   }
-  __device__ void meet(Level level) const {
+  __device__ void wait_at(Level level) const {
     if (level == Level::kWarps)
       block_barrier();
     else if (level == Level::kCluster)
       cluster_barrier();
     else
-      grid_barrier(reinterpret_cast<unsigned*>(meeting_ + int64_t(number_) * Meeting::kArrivalBytes), plan_.blocks,
-                   round_ + 1);
+      grid_barrier(reinterpret_cast<unsigned*>(workspace_ + int64_t(number_) * GridWorkspace::kArrivalBytes),
+                   plan_.blocks, round_ + 1);
   }
 
   // Shared memory: sums of the warps, sums of the block for a cluster to read, the signal, what the kernel keeps.
@@ -176,7 +177,7 @@ class Team {
   __device__ int* signal() const { return shared_memory<int>(signal_bytes()); }
 
   const Plan& plan_;
-  char* const meeting_;
+  char* const workspace_;
   const int rank_, number_;
   unsigned round_ = 0;
 };

@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
 
 template <class In>
 __global__ void __launch_bounds__(tuning::kMaxThreads)
-    project_team(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan, void* meeting) {
+    project_team(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan, void* workspace) {
   using T = Compute<In>;
-  Team team(plan, meeting);
+  Team team(plan, workspace);
   Column<T>& own = team.columns<Column<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
@@ -153,7 +153,7 @@ Plan plan_of(ThresholdArgs& args) {
 
 size_t threshold_workspace(const ThresholdArgs& call) {
   ThresholdArgs args = call;
-  return Meeting::bytes(plan_of(args));
+  return GridWorkspace::bytes(plan_of(args));
 }
 
 void threshold(const ThresholdArgs& call, void* workspace, void* stream) {
@@ -164,7 +164,7 @@ void threshold(const ThresholdArgs& call, void* workspace, void* stream) {
     if (plan.regime == Regime::kShort)
       launch(plan, stream, "threshold", project_short<In>, args, plan);
     else
-      launch(plan, stream, "threshold", project_team<In>, args, plan, prepare_meeting(plan, workspace, stream));
+      launch(plan, stream, "threshold", project_team<In>, args, plan, prepare_workspace(plan, workspace, stream));
   });
 }
 

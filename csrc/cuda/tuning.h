@@ -8,8 +8,8 @@
 //  block    a block                                     shared memory             a tile up to half a multiprocessor's
 //  cluster  a cluster of 2 to 16 blocks                 shared memory of all of   16 times as much, where the device
 //                                                       them                      runs clusters of so many blocks
-//  grid     several blocks, meeting in global memory    global memory, read       any
-//                                                       again for every sweep
+//  grid     several blocks, which exchange their sums   global memory, read       any
+//           in global memory                            again for every sweep
 //
 // clang-format on
 //
@@ -177,7 +177,7 @@ class Planner {
     return team_plan();
   }
 
-  // One pass in which blocks do not meet: the `blocks` blocks of a tile each take their share of it.
+  // A single pass, in which nothing is exchanged: each of the `blocks` blocks of a tile takes its share of it.
   Plan elementwise() const {
     Plan plan = common(Regime::kBlock);
     plan.columns = p_.adjacent ? power_of_two(p_.lanes, 1, tuning::kLineBytes / p_.entry_bytes) : 1;
