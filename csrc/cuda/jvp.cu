@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
 // ---- longer ones ----
 
 template <class T>
-struct alignas(16) ProductColumn {
+struct alignas(16) ProductVectorState {
   VectorIndex index;
   Projector<T> projector;
   double mean;
@@ -116,8 +116,8 @@ class Multiplier {
   using T = Compute<In>;
   using TileType = Tile<In, true, 2>;
 
-  __device__ Multiplier(const JvpArgs& args, const Plan& plan, const TileType& tile, const ProductColumn<T>& column)
-      : args_(args), plan_(plan), tile_(tile), column_(column) {}
+  __device__ Multiplier(const JvpArgs& args, const Plan& plan, const TileType& tile, const ProductVectorState<T>& state)
+      : args_(args), plan_(plan), tile_(tile), state_(state) {}
 
   __device__ __forceinline__ void add(Sums<2, 3>& own) const {
     const Operand<const In> x_at = x(), v_at = v();
@@ -135,8 +135,8 @@ class Multiplier {
       own.sum[2] += double(sum_y);
       sum_v = sum_vy = sum_y = 0;
     };
-    if (plain(column_.projector)) {
-      const Projector<T> projector = column_.projector;
+    if (plain(state_.projector)) {
+      const Projector<T> projector = state_.projector;
       tile_.fill(
           Tangents<In, TileType>(tile_, v_at, x_at, true),
           [&](int i, const auto& v, const auto& beside, int u) {
@@ -152,7 +152,7 @@ class Multiplier {
     } else {
       tile_.each_singly([&](int i) {
         const T x = value(x_at, i);
-        take(value(v_at, i), T(column_.projector.irregular_y(x)), column_.projector.active(x));
+        take(value(v_at, i), T(state_.projector.irregular_y(x)), state_.projector.active(x));
         flush();
       });
     }
@@ -160,10 +160,10 @@ class Multiplier {
 
   __device__ __forceinline__ void write(const Operand<In>& out) const {
     const Operand<const In> x_at = x(), v_at = v();
-    const Projector<T>& projector = column_.projector;
+    const Projector<T>& projector = state_.projector;
     if (plain(projector)) {
       const Projector<T> fast = projector;
-      const T mean = T(column_.mean);
+      const T mean = T(state_.mean);
       tile_.pass(
           Tangents<In, TileType>(tile_, v_at, x_at, !plan_.resident),
           [&](int i, auto& v, const auto& beside, int u) {
@@ -178,7 +178,7 @@ class Multiplier {
     } else {
       tile_.each_singly([&](int i) {
         T result[1] = {projector.p != projector.p ? projector.p : T(0)};
-        if (projector.active(value(x_at, i))) result[0] = T(projector.by_tau(double(value(v_at, i)) - column_.mean));
+        if (projector.active(value(x_at, i))) result[0] = T(projector.by_tau(double(value(v_at, i)) - state_.mean));
         tile_.store(out, i, result);
       });
     }
@@ -189,7 +189,7 @@ class Multiplier {
   __device__ __forceinline__ Operand<const In> x() const { return operand(args_.x, args_.x_strides); }
   __device__ __forceinline__ Operand<const In> v() const { return operand(args_.v, args_.v_strides); }
   __device__ __forceinline__ Operand<const In> operand(const void* data, const Strides& strides) const {
-    return {static_cast<const In*>(data), strides, args_.shape, plan_, column_.index, tile_.begin()};
+    return {static_cast<const In*>(data), strides, args_.shape, plan_, state_.index, tile_.begin()};
   }
   __device__ static T value(const Operand<const In>& from, int i) { return widen(load_constant(from.entry(i))); }
   // Bit e says whether entry e of an access is active.
@@ -204,7 +204,7 @@ class Multiplier {
   const JvpArgs& args_;
   const Plan& plan_;
   const TileType& tile_;
-  const ProductColumn<T>& column_;
+  const ProductVectorState<T>& state_;
 };
 
 template <class In>
@@ -212,14 +212,14 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
     multiply_team(const __grid_constant__ JvpArgs args, const __grid_constant__ Plan plan, void* workspace) {
   using T = Compute<In>;
   Team team(plan, workspace);
-  ProductColumn<T>& own = team.columns<ProductColumn<T>>()[team.column()];
+  ProductVectorState<T>& own = team.states<ProductVectorState<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
       own.index = locate(plan, args.shape, number, team.column());
       aim(own.projector, args, own.index);
     }
     block_barrier();
-    const typename Multiplier<In>::TileType tile(plan, team, own.index.live, team.bytes<ProductColumn<T>>());
+    const typename Multiplier<In>::TileType tile(plan, team, own.index.live, team.bytes<ProductVectorState<T>>());
     const Multiplier<In> multiplier(args, plan, tile, own);
     Sums<2, 3> sums;
     multiplier.add(sums);
@@ -242,10 +242,11 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
 Plan plan_of(JvpArgs& args) {
   Layout layout(args.shape, args.dtype,
                 {{args.x, &args.x_strides}, {args.v, &args.v_strides}, {args.out, &args.out_strides}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(ProductColumn<double>) : sizeof(ProductColumn<float>);
+  size_t state_bytes =
+      args.dtype == DType::kFloat64 ? sizeof(ProductVectorState<double>) : sizeof(ProductVectorState<float>);
   const void* kernel = for_storage_type(
       args.dtype, [](auto storage) { return address_of(multiply_team<typename decltype(storage)::type>); });
-  return Planner(layout.problem(column, true), device_limits(kernel)).choose(true);
+  return Planner(layout.problem(state_bytes, true), device_limits(kernel)).choose(true);
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ struct Summands {
 // ---- forward ----
 
 template <class T>
-struct LossColumn : Column<T> {
+struct LossVectorState : VectorState<T> {
   double weight;  // of the samples that take part
   int some_ignored;
   int cancelled;  // whether nothing was left of the summands of the loss
@@ -109,10 +109,11 @@ __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<I
 // be u infinite.
 template <class In>
 __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, const Tile<In, false>& tile,
-                                         const LossColumn<Compute<In>>& column, bool fenchel_young, Sums<2, 3>& own) {
+                                         const LossVectorState<Compute<In>>& state, bool fenchel_young,
+                                         Sums<2, 3>& own) {
   using T = Compute<In>;
-  if (column.projector.regular && !column.cancelled && !(fenchel_young && fabs(column.projector.p) == kInfinity<T>)) {
-    const Projector<T> projector = column.projector;
+  if (state.projector.regular && !state.cancelled && !(fenchel_young && fabs(state.projector.p) == kInfinity<T>)) {
+    const Projector<T> projector = state.projector;
     T mean = 0, loss = 0, balance = 0;
     tile.pass(
         samples,
@@ -139,8 +140,8 @@ __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, con
     tile.each_singly([&](int i) {
       const auto sample = samples.one(i);
       const double x = sample.x, t = sample.t, s = sample.s;
-      const bool active = column.projector.active(sample.x);
-      const double y = column.projector.irregular_y(sample.x), r = y - t, z = column.projector.by_tau(x);
+      const bool active = state.projector.active(sample.x);
+      const double y = state.projector.irregular_y(sample.x), r = y - t, z = state.projector.by_tau(x);
       own.count[0] += active;
       if (active) own.sum[0] += fenchel_young ? s : s * r;
       if (r != 0) own.sum[1] += s * (fenchel_young ? r * (z - 0.5 * (y + t)) : r * r);
@@ -155,14 +156,14 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
   using T = Compute<In>;
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   Team team(plan, workspace);
-  LossColumn<T>& own = team.columns<LossColumn<T>>()[team.column()];
+  LossVectorState<T>& own = team.states<LossVectorState<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
       own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
       own.cancelled = 0;
     }
     block_barrier();
-    const Tile<In, false> tile(plan, team, own.index.live, team.bytes<LossColumn<T>>());
+    const Tile<In, false> tile(plan, team, own.index.live, team.bytes<LossVectorState<T>>());
     {
       const Samples<In> samples(args, plan, tile, own.index, false);
       Sums<2, 2> counts;
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
 // ---- backward ----
 
 template <class T>
-struct alignas(16) GradientColumn {
+struct alignas(16) GradientVectorState {
   VectorIndex index;
   Projector<T> projector;
   T mean, gain, lambda;
@@ -261,7 +262,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
   using T = Compute<In>;
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   const Team team(plan, nullptr);
-  GradientColumn<T>& own = shared_memory<GradientColumn<T>>(0)[team.column()];
+  GradientVectorState<T>& own = shared_memory<GradientVectorState<T>>(0)[team.column()];
   if (team.decides()) {
     const double upstream = widen(*static_cast<const In*>(backward.grad_output));
     const double scale = *LossState(args.state, args.shape.inner).scale;
@@ -309,10 +310,10 @@ Plan forward_plan(LossArgs& args) {
   Layout layout(
       args.shape, args.dtype,
       {{args.x, &args.x_strides}, {args.target, &args.target_strides, args.target_kind == TargetKind::kDense}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(LossColumn<double>) : sizeof(LossColumn<float>);
+  size_t state_bytes = args.dtype == DType::kFloat64 ? sizeof(LossVectorState<double>) : sizeof(LossVectorState<float>);
   const void* kernel = for_storage_type(
       args.dtype, [](auto storage) { return address_of(loss_team<typename decltype(storage)::type>); });
-  return Planner(layout.problem(column), device_limits(kernel)).choose(false);
+  return Planner(layout.problem(state_bytes), device_limits(kernel)).choose(false);
 }
 
 Plan backward_plan(LossArgs& args, LossBackward& backward) {
@@ -320,8 +321,9 @@ Plan backward_plan(LossArgs& args, LossBackward& backward) {
                 {{args.x, &args.x_strides},
                  {args.target, &args.target_strides, args.target_kind == TargetKind::kDense},
                  {backward.grad, &backward.grad_strides}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(GradientColumn<double>) : sizeof(GradientColumn<float>);
-  return Planner(layout.problem(column), device_limits()).elementwise();
+  size_t state_bytes =
+      args.dtype == DType::kFloat64 ? sizeof(GradientVectorState<double>) : sizeof(GradientVectorState<float>);
+  return Planner(layout.problem(state_bytes), device_limits()).elementwise();
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // A team is the block, or the blocks, that work on one tile: one vector, or several that lie side by side in memory.
-// Its threads reduce their sums column by column, always in the same order, and warp 0 of every block comes by the same
-// totals: what follows from them is decided there once and told to the block through shared memory.
+// Its threads reduce their sums column by column, always in the same order, and warp 0 of every block gets the same
+// totals. It decides what follows from them, and tells its block through shared memory.
 #pragma once
 
 #include "block.cuh"
@@ -9,8 +9,8 @@
 namespace hypersimplex {
 namespace cuda {
 
-// What a sweep leaves per thread and, reduced, per column: counts and sums are added, low and high are extremes, where
-// they are wanted.
+// What a sweep leaves per thread and, reduced, per column: counts and sums, which are added, and the extremes low and
+// high where they are wanted.
 template <int kCounts, int kSums, bool kExtremes = false>
 struct Sums {
   unsigned count[kCounts] = {};
@@ -75,14 +75,15 @@ class Team {
   // Whether this thread acts for its column: one lane of warp 0 each.
   __device__ bool decides() const { return int(threadIdx.x) < plan_.columns; }
 
-  // The kernel's own shared memory comes behind the team's.
-  template <class Kept>
-  __device__ Kept* columns() const {
-    return shared_memory<Kept>(signal_bytes() + 16);
+  // The states of the team's vectors, which the kernel keeps in shared memory behind what the team needs itself, and
+  // the size of both together.
+  template <class State>
+  __device__ State* states() const {
+    return shared_memory<State>(signal_bytes() + 16);
   }
-  template <class Kept>
+  template <class State>
   __device__ int bytes() const {
-    return signal_bytes() + 16 + plan_.columns * int(sizeof(Kept));
+    return signal_bytes() + 16 + plan_.columns * int(sizeof(State));
   }
 
   // Leaves the totals of a lane's column in every lane of warp 0; other warps leave with nothing. All threads of the

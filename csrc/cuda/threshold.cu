@@ -10,10 +10,10 @@ namespace hypersimplex {
 namespace cuda {
 namespace {
 
-// The threshold of a lane group's vector, x its entries: c.search.t and c.projector.
+// The threshold of a lane group's vector, x its entries: state.search.t and state.projector.
 template <class In>
 __device__ __forceinline__ void solve_short(const Short<In>& group, const typename Short<In>::Items& x,
-                                            Column<Compute<In>>& c, int n) {
+                                            VectorState<Compute<In>>& state, int n) {
   using T = Compute<In>;
   const LaneGroup lanes = group.lanes();
   T origin = group.first(x);
@@ -31,47 +31,47 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
   });
   finite = sum(finite, lanes);
   T mean = sum(total, lanes) / T(finite), variance = sum(squares, lanes) / T(finite) - mean * mean;
-  c.count = finite;
-  c.mean = double(origin) + double(mean);
-  c.variance = variance > 0 ? variance : T(0);
-  c.low = smallest(low, lanes);
-  c.high = largest(high, lanes);
-  c.infinite = c.nan = 0;
+  state.count = finite;
+  state.mean = double(origin) + double(mean);
+  state.variance = variance > 0 ? variance : T(0);
+  state.low = smallest(low, lanes);
+  state.high = largest(high, lanes);
+  state.infinite = state.nan = 0;
   if (any_lane(group.index.live && int(finite) < n)) {
     unsigned special = 0;  // +inf in the lower half, nan in the upper
     group.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
     special = sum(special, lanes);
-    c.infinite = special & 0xffff;
-    c.nan = special >> 16;
+    state.infinite = special & 0xffff;
+    state.nan = special >> 16;
   }
-  c.start();
+  state.start();
 
   auto take_gap = [&](bool wanted) {
     if (!any_lane(wanted)) return;
-    const T edge = c.gap_edge();
+    const T edge = state.gap_edge();
     T zero = -kInfinity<T>, one = kInfinity<T>;
     group.for_items([&](int i) { take_side(x[i], edge, zero, one); });
     zero = largest(zero, lanes);
     one = smallest(one, lanes);
-    if (wanted) c.take_gap(zero, one);
+    if (wanted) state.take_gap(zero, one);
   };
-  while (any_lane(c.searching())) {
-    c.projector.aim(c.search.t, c.tau);
+  while (any_lane(state.searching())) {
+    state.projector.aim(state.search.t, state.tau);
     unsigned counts = 0;  // #{x > t} in the lower half, #{x >= t + tau} in the upper
     T active = 0;
     group.for_items([&](int i) {
-      bool above = x[i] > c.projector.floor, one = x[i] >= c.projector.ceiling;
+      bool above = x[i] > state.projector.floor, one = x[i] >= state.projector.ceiling;
       counts += above ? (one ? 0x10001u : 1u) : 0u;
-      if (above && !one) active += c.projector.beyond(x[i]);
+      if (above && !one) active += state.projector.beyond(x[i]);
     });
     counts = sum(counts, lanes);
     double S = sum(double(active), lanes);
-    if (c.searching()) c.step({double(counts & 0xffff), double(counts >> 16), S});
-    take_gap(c.searching() && c.search.flat != 0);
+    if (state.searching()) state.step({double(counts & 0xffff), double(counts >> 16), S});
+    take_gap(state.searching() && state.search.flat != 0);
   }
-  c.projector.aim(c.search.t, c.tau);
-  take_gap(c.in_gap());
-  c.projector.set(c.search.t, c.tau);
+  state.projector.aim(state.search.t, state.tau);
+  take_gap(state.in_gap());
+  state.projector.set(state.search.t, state.tau);
 }
 
 template <class In>
@@ -83,15 +83,15 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
   const VectorIndex& index = group.index;
   typename Short<In>::Items x;
   group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
-  Column<T> column;
-  column.begin(index, plan.n, args.k, args.tau);
-  solve_short(group, x, column, int(plan.n));
+  VectorState<T> state;
+  state.begin(index, plan.n, args.k, args.tau);
+  solve_short(group, x, state, int(plan.n));
   if (index.live && group.slot == 0) {
-    args.state.p[index.vector] = column.search.t.p;
-    args.state.d[index.vector] = column.search.t.d;
+    args.state.p[index.vector] = state.search.t.p;
+    args.state.d[index.vector] = state.search.t.d;
   }
   if (!args.y) return;
-  const Projector<T>& projector = column.projector;
+  const Projector<T>& projector = state.projector;
   if (projector.regular)
     group.for_items([&](int i) { x[i] = projector.y(x[i]); });
   else
@@ -104,11 +104,11 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
     project_team(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan, void* workspace) {
   using T = Compute<In>;
   Team team(plan, workspace);
-  Column<T>& own = team.columns<Column<T>>()[team.column()];
+  VectorState<T>& own = team.states<VectorState<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
     block_barrier();
-    const Tile<In> tile(plan, team, own.index.live, team.bytes<Column<T>>());
+    const Tile<In> tile(plan, team, own.index.live, team.bytes<VectorState<T>>());
     const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, own.index,
                               tile.begin());
     const Entries<In, Tile<In>> entries{tile, x, -kInfinity<T>};
@@ -143,10 +143,10 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
 
 Plan plan_of(ThresholdArgs& args) {
   Layout layout(args.shape, args.dtype, {{args.x, &args.x_strides}, {args.y, &args.y_strides}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(Column<double>) : sizeof(Column<float>);
+  size_t state_bytes = args.dtype == DType::kFloat64 ? sizeof(VectorState<double>) : sizeof(VectorState<float>);
   const void* kernel = for_storage_type(
       args.dtype, [](auto storage) { return address_of(project_team<typename decltype(storage)::type>); });
-  return Planner(layout.problem(column), device_limits(kernel)).choose(true);
+  return Planner(layout.problem(state_bytes), device_limits(kernel)).choose(true);
 }
 
 }  // namespace

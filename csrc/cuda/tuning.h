@@ -79,8 +79,8 @@ struct Problem {
   bool contiguous;              // vectors follow one another without a gap
   bool packs;  // 16-byte accesses: vectors are runs of neighbours, begin and end at multiples of 16 bytes
   int entry_bytes, compute_bytes;
-  int column_bytes;  // of shared memory that a kernel keeps per column
-  bool marks;        // a kernel keeps a byte per access beside the entries
+  int state_bytes;  // of shared memory for what a kernel keeps of a vector
+  bool marks;       // a kernel keeps a byte per access beside the entries
 };
 
 struct Plan {
@@ -187,7 +187,7 @@ class Planner {
     int64_t useful = ceil_div(p_.n * plan.columns, int64_t(plan.threads) * tuning::kPassEntries);
     int64_t blocks = int64_t(tuning::kPassBlocks) * d_.multiprocessors / plan.tiles;
     share_out(plan, blocks < 1 ? 1 : blocks < useful ? blocks : useful);
-    plan.shared_bytes = plan.columns * p_.column_bytes;
+    plan.shared_bytes = plan.columns * p_.state_bytes;
     return plan;
   }
 
@@ -237,10 +237,10 @@ class Planner {
     plan.blocks = int(blocks);
     plan.share = ceil_div(ceil_div(p_.n, blocks), pack) * pack;
   }
-  // team.cuh: partial sums of warps, twice those of blocks, a signal, and what the kernel keeps per column.
+  // team.cuh: partial sums of warps, twice those of blocks, a signal, and the states of the vectors.
   int fixed_bytes(int columns) const {
     int warps = tuning::kSlots / columns < 32 ? tuning::kSlots / columns : 32;
-    return (warps + 2) * columns * kMaxSums * 8 + 16 + (columns > 2 ? columns : 2) * p_.column_bytes;
+    return (warps + 2) * columns * kMaxSums * 8 + 16 + (columns > 2 ? columns : 2) * p_.state_bytes;
   }
   int64_t tile_bytes(int64_t share, int columns) const {
     int64_t entries = share * columns;
