@@ -4,7 +4,7 @@
 // one.
 #include "launch.cuh"
 #include "projector.cuh"
-#include "short.cuh"
+#include "register_rows.cuh"
 
 namespace hypersimplex {
 namespace cuda {
@@ -44,14 +44,14 @@ template <class In>
 __global__ void __launch_bounds__(tuning::kShortThreads)
     multiply_short(const __grid_constant__ JvpArgs args, const __grid_constant__ Plan plan) {
   using T = Compute<In>;
-  using Items = typename Short<In>::Items;
-  const Short<In> group(plan, args.shape);
-  if (!group.exists()) return;
+  using Items = typename RegisterRows<In>::Items;
+  const RegisterRows<In> rows(plan, args.shape);
+  if (!rows.exists()) return;
   Projector<T> projector;
-  aim(projector, args, group.index);
+  aim(projector, args, rows.index);
   Items x, v;
-  group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
-  group.load(static_cast<const In*>(args.v), args.v_strides, v, T(0));
+  rows.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
+  rows.load(static_cast<const In*>(args.v), args.v_strides, v, T(0));
 
   unsigned active = 0;  // a bit per item
   T sum_v = 0, sum_vy = 0, sum_y = 0;
@@ -63,22 +63,21 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
     sum_y += y;
   };
   if (plain(projector))
-    group.for_items([&](int i) { add(i, projector.position(x[i])); });
+    rows.for_items([&](int i) { add(i, projector.position(x[i])); });
   else
-    group.for_items([&](int i) { add(i, T(projector.irregular_y(x[i]))); });
-  const LaneGroup lanes = group.lanes();
+    rows.for_items([&](int i) { add(i, T(projector.irregular_y(x[i]))); });
+  const LaneGroup lanes = rows.lanes();
   const Product product(projector.p, sum(unsigned(lane_count(active)), lanes), sum(double(sum_v), lanes),
                         sum(double(sum_vy), lanes), sum(double(sum_y), lanes), projector.tau);
-  if (group.index.live && group.slot == 0) product.store(args, group.index.vector);
+  if (rows.index.live && rows.slot == 0) product.store(args, rows.index.vector);
   if (!args.out) return;
 
   const T mean = T(product.mean), nothing = projector.p != projector.p ? projector.p : T(0);
   if (plain(projector))
-    group.for_items([&](int i) { v[i] = active >> i & 1 ? (v[i] - mean) * projector.rate : nothing; });
+    rows.for_items([&](int i) { v[i] = active >> i & 1 ? (v[i] - mean) * projector.rate : nothing; });
   else
-    group.for_items(
-        [&](int i) { v[i] = active >> i & 1 ? T(projector.by_tau(double(v[i]) - product.mean)) : nothing; });
-  group.store(static_cast<In*>(args.out), args.out_strides, v);
+    rows.for_items([&](int i) { v[i] = active >> i & 1 ? T(projector.by_tau(double(v[i]) - product.mean)) : nothing; });
+  rows.store(static_cast<In*>(args.out), args.out_strides, v);
 }
 
 // ---- longer ones ----

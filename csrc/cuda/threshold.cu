@@ -3,24 +3,25 @@
 // shared memory; the blocks of a grid read still longer ones again for every sweep. One pass gives the moments and with
 // them the first guess at t, about three sweeps settle it (csrc/newton.h), one pass writes y.
 #include "launch.cuh"
-#include "short.cuh"
+#include "register_rows.cuh"
 #include "solver.cuh"
 
 namespace hypersimplex {
 namespace cuda {
 namespace {
 
-// The threshold of a lane group's vector, x its entries: state.search.t and state.projector.
+// Finds the threshold of the vector whose entries x a group of lanes holds, and leaves it in state.search.t and
+// state.projector.
 template <class In>
-__device__ __forceinline__ void solve_short(const Short<In>& group, const typename Short<In>::Items& x,
+__device__ __forceinline__ void solve_short(const RegisterRows<In>& rows, const typename RegisterRows<In>::Items& x,
                                             VectorState<Compute<In>>& state, int n) {
   using T = Compute<In>;
-  const LaneGroup lanes = group.lanes();
-  T origin = group.first(x);
+  const LaneGroup lanes = rows.lanes();
+  T origin = rows.first(x);
   if (!is_finite(origin)) origin = 0;
   T total = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
   unsigned finite = 0;
-  group.for_items([&](int i) {
+  rows.for_items([&](int i) {
     if (!is_finite(x[i])) return;
     T e = x[i] - origin;
     ++finite;
@@ -37,9 +38,9 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
   state.low = smallest(low, lanes);
   state.high = largest(high, lanes);
   state.infinite = state.nan = 0;
-  if (any_lane(group.index.live && int(finite) < n)) {
+  if (any_lane(rows.index.live && int(finite) < n)) {
     unsigned special = 0;  // +inf in the lower half, nan in the upper
-    group.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
+    rows.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
     special = sum(special, lanes);
     state.infinite = special & 0xffff;
     state.nan = special >> 16;
@@ -50,7 +51,7 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
     if (!any_lane(wanted)) return;
     const T edge = state.gap_edge();
     T zero = -kInfinity<T>, one = kInfinity<T>;
-    group.for_items([&](int i) { take_side(x[i], edge, zero, one); });
+    rows.for_items([&](int i) { take_side(x[i], edge, zero, one); });
     zero = largest(zero, lanes);
     one = smallest(one, lanes);
     if (wanted) state.take_gap(zero, one);
@@ -59,7 +60,7 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
     state.projector.aim(state.search.t, state.tau);
     unsigned counts = 0;  // #{x > t} in the lower half, #{x >= t + tau} in the upper
     T active = 0;
-    group.for_items([&](int i) {
+    rows.for_items([&](int i) {
       bool above = x[i] > state.projector.floor, one = x[i] >= state.projector.ceiling;
       counts += above ? (one ? 0x10001u : 1u) : 0u;
       if (above && !one) active += state.projector.beyond(x[i]);
@@ -78,25 +79,25 @@ template <class In>
 __global__ void __launch_bounds__(tuning::kShortThreads)
     project_short(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan) {
   using T = Compute<In>;
-  const Short<In> group(plan, args.shape);
-  if (!group.exists()) return;
-  const VectorIndex& index = group.index;
-  typename Short<In>::Items x;
-  group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
+  const RegisterRows<In> rows(plan, args.shape);
+  if (!rows.exists()) return;
+  const VectorIndex& index = rows.index;
+  typename RegisterRows<In>::Items x;
+  rows.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
   VectorState<T> state;
   state.begin(index, plan.n, args.k, args.tau);
-  solve_short(group, x, state, int(plan.n));
-  if (index.live && group.slot == 0) {
+  solve_short(rows, x, state, int(plan.n));
+  if (index.live && rows.slot == 0) {
     args.state.p[index.vector] = state.search.t.p;
     args.state.d[index.vector] = state.search.t.d;
   }
   if (!args.y) return;
   const Projector<T>& projector = state.projector;
   if (projector.regular)
-    group.for_items([&](int i) { x[i] = projector.y(x[i]); });
+    rows.for_items([&](int i) { x[i] = projector.y(x[i]); });
   else
-    group.for_items([&](int i) { x[i] = T(projector.irregular_y(x[i])); });
-  group.store(static_cast<In*>(args.y), args.y_strides, x);
+    rows.for_items([&](int i) { x[i] = T(projector.irregular_y(x[i])); });
+  rows.store(static_cast<In*>(args.y), args.y_strides, x);
 }
 
 template <class In>

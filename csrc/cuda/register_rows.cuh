@@ -1,6 +1,6 @@
-// Short vectors: a group of 1 to 32 lanes each, a vector's entries in the registers of its lanes, no barriers but those
-// of the warp. Few lanes with many entries each, rather than many with few: what the search works out per vector is
-// worked out by all lanes of a warp at once, for as many vectors as it holds.
+// Short vectors: each lies in the registers of a group of 1 to 32 lanes, so that only a warp's lanes wait for one
+// another. A group has few lanes with many entries each, rather than many with few: a step of the search takes a warp
+// as long for one vector as for all that it holds.
 #pragma once
 
 #include "block.cuh"
@@ -10,7 +10,7 @@ namespace hypersimplex {
 namespace cuda {
 
 template <class In>
-class Short {
+class RegisterRows {
  public:
   using T = Compute<In>;
   static constexpr int kItems = tuning::kShortBytes / int(sizeof(T));
@@ -21,7 +21,7 @@ class Short {
   const int group, column, slot;
   const VectorIndex index;
 
-  __device__ Short(const Plan& plan, const Shape& shape)
+  __device__ RegisterRows(const Plan& plan, const Shape& shape)
       : tile(int(blockIdx.x) * warp_count() + warp_id()),
         group(plan.group),
         column(plan.adjacent ? lane_id() % plan.columns : lane_id() / plan.group),
@@ -36,7 +36,8 @@ class Short {
   __device__ LaneGroup lanes() const { return plan_.adjacent ? LaneGroup{plan_.columns, 32} : LaneGroup{1, group}; }
   __device__ T first(const Items& x) const { return from_lane(x[0], plan_.adjacent ? column : column * group); }
 
-  // body(i) for the items that hold entries, unrolled; the items behind a vector's last entry among them.
+  // Calls body(i) for the items that hold entries, and for some behind a vector's last one. Unrolled, as registers have
+  // no index.
   template <class Body>
   __device__ __forceinline__ void for_items(Body body) const {
 #pragma unroll
@@ -120,7 +121,8 @@ class Short {
     warp_barrier();
     return stage;
   }
-  // write(e, u, read(e, u)) for all entries e + u * kWarpSize of the warp's rows, a batch of them at a time.
+  // Calls write(e, u, read(e, u)) for all entries e + u * kWarpSize of the warp's rows, a batch at a time. Before each
+  // turn all entries in front of e - lane_id() have been moved, by all lanes together.
   template <class Read, class Write>
   __device__ __forceinline__ void move_rows(Read read, Write write) const {
     constexpr int kBatchEntries = kStagedBatch * kWarpSize;
@@ -133,8 +135,8 @@ class Short {
         move_batch(e, end, read, write);
     }
   }
-  // All entries are read before the first is written, so that their latencies overlap. Behind the end another one is
-  // read once more: no branch may part the reads.
+  // All entries are read before the first is written, so that their latencies overlap. Behind the end entry e is read
+  // once more, as a branch would keep the reads apart.
   template <class Read, class Write>
   __device__ __forceinline__ void move_batch(int e, int end, Read read, Write write) const {
     In batch[kStagedBatch];
