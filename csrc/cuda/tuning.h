@@ -13,11 +13,12 @@
 //
 // clang-format on
 //
-// The kernels that order and pool divide vectors in their own way, rows.cuh: short, block and grid mean warps, a block
-// and several launches there.
+// A tile is one vector, or several that lie side by side in memory, its columns. Where there are tiles enough to fill
+// the device with a block each, one that is too long for shared memory is left to a block all the same, which reads its
+// entries again for every sweep as a grid does.
 //
-// A tile is one vector, or vectors that lie side by side in memory ("columns"). Where blocks alone suffice to fill the
-// device, a tile too long for shared memory is left to one block, which then reads its entries again as a grid would.
+// The kernels that order and pool divide vectors in their own way (rows.cuh): there a vector is served by a warp or
+// part of one in the regime short, by a block in the regime block, and by several launches in the regime grid.
 #pragma once
 
 #include <cstdint>
@@ -54,18 +55,17 @@ constexpr int kPassEntries = 4;          // entries at least of each of them,
 constexpr int kPassBlocks = 8;           // and blocks at most per multiprocessor, if each tile gets one
 constexpr int kLineBytes = 128;          // of memory, the width of a tile in such a pass
 constexpr int kPortableCluster = 8, kLargestCluster = 16;
-constexpr int kClusterSizes = 4;                        // powers of two, from 2 blocks to the largest
-constexpr int kSortThreads = 512;                       // per block at most: entries take most of the registers
-constexpr int kPoolThreads = 512;                       // per vector that is pooled in one block,
-constexpr int kPoolTileThreads = 128;                   // and per tile of a longer one
-constexpr int kFlush = 64;                              // entries summed in float32 before they are added to a double
-constexpr int64_t kLeastCompaction = int64_t(1) << 25;  // entries for which sampling and compaction pay
+constexpr int kClusterSizes = 4;       // powers of two, from 2 blocks to the largest
+constexpr int kSortThreads = 512;      // per block at most: entries take most of the registers
+constexpr int kPoolThreads = 512;      // per vector that is pooled in one block,
+constexpr int kPoolTileThreads = 128;  // and per tile of a longer one
+constexpr int kFlush = 64;             // entries summed in float32 before they are added to a double
 }  // namespace tuning
 
-// The most numbers that a team reduces at once.
+// How many numbers a team reduces at once, at most.
 constexpr int kMaxSums = 6;
 
-// Of shared memory for a warp's short rows, with a gap after every 32 entries against bank conflicts.
+// Of shared memory, for the short rows of a warp: a gap after every 32 entries avoids bank conflicts.
 constexpr int kStagedBytes = tuning::kShortBytes * 33;
 
 struct Limits {
@@ -303,7 +303,7 @@ class Planner {
   const Limits& d_;
 };
 
-// One block that reduces what it likes.
+// For a kernel of one block that reduces sums of its own.
 inline Plan one_block_plan() {
   Plan plan{};
   plan.regime = Regime::kBlock;
