@@ -1,6 +1,7 @@
 // The HyperSimplex loss, fused. Forward: a team per class, or per classes side by side, counts the labels, finds the
 // thresholds, and sums the loss in one more sweep; a last small kernel adds the classes up. Backward: one pass that
 // reads logits and targets again and writes the gradient. Between them only numbers per class are kept.
+#include "../loss_state.h"
 #include "launch.cuh"
 #include "samples.cuh"
 #include "solver.cuh"
@@ -8,20 +9,6 @@
 namespace hypersimplex {
 namespace cuda {
 namespace {
-
-// The rows of LossArgs::state.
-struct LossState {
-  double *p, *d, *mean, *active, *k, *scale;
-  __device__ LossState(double* state, int64_t classes)
-      : p(state),
-        d(state + classes),
-        mean(state + 2 * classes),
-        active(state + 3 * classes),
-        k(state + 4 * classes),
-        scale(state + kLossStateRows * classes) {}
-};
-
-constexpr double kCancelled = 64;  // how much smaller a sum is than its parts where these are computed anew
 
 // Left by the classes for the last kernel, [C] each: their losses, and the weights of the samples that take part.
 struct Summands {
@@ -185,19 +172,16 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
       again = team.decide([&] {
         if (!own.index.live) return 0;
         const Pair t = own.search.t;
-        // Exact masses and equal weights make sum (y - t) zero.
-        const bool balanced = args.mass_kind == MassKind::kTargets && !samples.weighted();
-        const double balance = fenchel_young && !balanced ? total.sum(2) : 0;
-        const double shift = balance == 0 ? 0 : (t.p + t.d) / own.tau * balance, loss = total.sum(1) + shift;
-        // A threshold in the middle of a wide gap is far from all logits: nothing may be left of either summand.
-        own.cancelled = !own.cancelled && shift != 0 && fabs(loss) < fabs(shift) / kCancelled;
+        const double balance = fenchel_young && !is_balanced(args) ? total.sum(2) : 0;
+        const double shift = threshold_shift(t, own.tau, balance), loss = total.sum(1) + shift;
+        own.cancelled = !own.cancelled && is_cancelled(loss, shift);
         if (own.cancelled || team.rank() != 0) return own.cancelled;
         const LossState state(args.state, args.shape.inner);
         const int64_t c = own.index.vector;
         state.p[c] = t.p;
         state.d[c] = t.d;
         state.active[c] = total.count(0);
-        state.mean[c] = total.count(0) > 0 ? total.sum(0) / total.count(0) : 0;
+        state.mean[c] = mean_of_active(total.sum(0), total.count(0));
         state.k[c] = own.mass;
         summands.losses[c] = loss;
         summands.weights[c] = own.weight;
@@ -223,10 +207,9 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
   const auto total = team.reduce(own, true);
   if (!team.decides()) return;
   const double weights = total.sum(1);
-  const double scale = args.reduction == Reduction::kMean ? 1 / weights : 1;
+  const double scale = loss_scale(args.reduction, weights);
   *LossState(args.state, args.shape.inner).scale = scale;
-  const bool empty = args.reduction == Reduction::kMean && weights == 0;
-  *loss = narrow<In>(Compute<In>(empty ? double(NAN) : total.sum(0) * scale));
+  *loss = narrow<In>(Compute<In>(reduced_loss(args.reduction, total.sum(0), weights, scale)));
 }
 
 // ---- backward ----
@@ -245,9 +228,9 @@ struct alignas(16) GradientVectorState {
     const Pair t = {state.p[c], state.d[c]};
     const double tau = at(args.tau, c);
     projector.set(t, tau);
-    wide_gain = upstream * (args.weight ? args.weight[c] : 1) / tau;
+    wide_gain = gradient_gain(args, upstream, tau, c);
     wide_mean = state.mean[c];
-    wide_lambda = t.p - t.p == 0 ? (t.p + t.d) / tau : 0;
+    wide_lambda = finite_lambda(t, tau);
     mean = T(wide_mean);
     gain = T(wide_gain);
     lambda = T(wide_lambda);
