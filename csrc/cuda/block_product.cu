@@ -25,6 +25,7 @@ __device__ __forceinline__ Run run_from_lane(const Run& run, int lane) {
 // Over groups of `lanes` lanes: each lane's run joined to those before it.
 __device__ __forceinline__ Run scan_lanes(Run run, int lanes) {
   const int own = lane_id() & (lanes - 1);
+  // Before each turn `run` joins the runs of the last `distance` lanes up to this one, or of all that there are.
   for (int distance = 1; distance < lanes; distance *= 2) {
     const Run before = run_from_lane(run, own >= distance ? lane_id() - distance : lane_id());
     if (own >= distance) run = join(before, run);
@@ -126,6 +127,8 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
       // The results take the place of v.
       double ratio = whole.v / whole.weight, total = whole.weight;
       unsigned left = starts;
+      // Before each turn ratio and total are those of the block that holds the element before, and `left` has the
+      // starts from element i on.
       for (int i = 0; i < count; ++i) {
         if (starts >> i & 1) {
           left &= left - 1;
@@ -168,7 +171,9 @@ __global__ void __launch_bounds__(tuning::kPassThreads) connect_tiles(TileRuns* 
   for (int64_t vector = int64_t(blockIdx.x) * warp_count() + warp_id(); vector < vectors;
        vector += int64_t(gridDim.x) * warp_count()) {
     TileRuns* own = tiles + vector * count;
-    Run carry{0, 0, kNobody};  // of the last block that begins in the tiles before
+    // Before each turn `carry` is the last block that begins in front of tile `begin`, summed up to there. For every
+    // block that ends in front of it, `open` of the tile where it begins is complete.
+    Run carry{0, 0, kNobody};
     for (int64_t begin = 0; begin < count; begin += kWarpSize) {
       const int64_t t = begin + lane_id();
       const bool exists = t < count;

@@ -117,6 +117,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
       levels[chunk] = drop;
     }
     block_barrier();
+    // Before each turn `level` is the narrowed a of the last element in front of the chunk.
     double level = 0;
     for (int64_t chunk = 0; threadIdx.x == 0 && chunk < gaps.chunks; ++chunk) {
       const double drop = levels[chunk];
@@ -142,6 +143,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads, 1)
     const WorkItem work(plan, args.shape, vector);
     const Terms terms(args, plan, work, gaps);
     const StridedIndex out(args.out_strides, args.shape, plan, work), order(args.order_strides, args.shape, plan, work);
+    // Each turn writes the block that begins at the lowest of `starts`, and removes that.
     for (unsigned starts = words[chunk]; starts; starts &= starts - 1) {
       const int64_t start = chunk * kChunkElements + lowest_bit(starts);
       int64_t end = chunk * kChunkElements + kChunkElements;

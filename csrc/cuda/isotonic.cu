@@ -146,6 +146,7 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
     auto regular = [&](int c) { return (irregular >> c * (plan.group & (kWarpSize - 1)) & lanes_of_column) == 0; };
     team.barrier();
 
+    // Before each turn pieces of `run` chunks are monotone; the turn joins them two by two.
     for (int run = 1; run < plan.group; run *= 2) {
       const int left = chunk & ~(2 * run - 1), middle = left + run;
       const int right = left + 2 * run < chunks ? left + 2 * run : chunks;
@@ -287,6 +288,7 @@ void pool(const IsotonicArgs& args, const RowPlan& plan, const LongVectors& vect
   if (!is_long) return;
   const int n = int(plan.n);
   const Plan per_chunk = RowPlan::launch_of(ceil_div(vectors.vectors * vectors.chunks, kPassThreads), kPassThreads, 0);
+  // Before each turn pieces of `run` chunks are monotone; the turn joins them two by two.
   for (int64_t run = plan.group; run < vectors.chunks; run *= 2) {
     const int64_t seams = ceil_div(vectors.chunks - run, 2 * run);
     const int64_t blocks = ceil_div(vectors.vectors * seams, kPassThreads / kWarpSize);

@@ -164,6 +164,8 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
     const LabelledSamples<In> samples(args, plan, tile, own.index, own.some_ignored);
     Solver<In, Tile<In, false>, Samples<In>>(team, tile, own, samples).solve();
 
+    // A second turn sums up anew, in double, where a vector's loss has been cancelled. It cancels none, so it is the
+    // last.
     int again = 0;
     do {
       Sums<2, 3> sums;

@@ -97,6 +97,8 @@ class Solver {
   // Leaves the states of the team's vectors complete, for all threads of the block.
   __device__ __forceinline__ void solve() {
     int phase = kMoments;
+    // Before each turn all threads of the team have the same phases. Each turn serves one of them for all vectors; it
+    // ends, as VectorState::step() ends every search.
     while (phase != kDone) {
       const int now = phase & -phase;
       Own own;

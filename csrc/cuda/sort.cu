@@ -109,6 +109,8 @@ class Results {
 template <class Entry>
 __device__ __forceinline__ void sort_items(Entry (&items)[kItems<Entry>]) {
   constexpr int N = kItems<Entry>;
+  // Before each turn of the outer loop runs of size / 2 items are in order, ascending and descending by turns; the
+  // inner loops merge two of them each.
 #pragma unroll
   for (int size = 2; size <= N; size *= 2)
 #pragma unroll
@@ -130,7 +132,8 @@ template <class Entry>
 __device__ __forceinline__ void merge_items(const Entry* memory, int a, int a_count, int b, int b_count, int from,
                                             Entry (&items)[kItems<Entry>]) {
   int low = from < b_count ? 0 : from - b_count, high = from < a_count ? from : a_count;
-  while (low < high) {  // how many of them come from a
+  // Of the entries before number `from`, at least `low` and at most `high` come from a; each turn halves the range.
+  while (low < high) {
     const int p = (low + high) / 2;
     if (before(memory[gapped<Entry>(b + from - 1 - p)], memory[gapped<Entry>(a + p)]))
       high = p;
@@ -144,6 +147,7 @@ __device__ __forceinline__ void merge_items(const Entry* memory, int a, int a_co
   set_last(next_b);
   if (i < a_end) next_a = memory[gapped<Entry>(i)];
   if (j < b_end) next_b = memory[gapped<Entry>(j)];
+  // Before each turn next_a and next_b are entries i and j, the first that are left of both runs.
 #pragma unroll
   for (Entry& item : items) {
     const bool take_b = before(next_b, next_a);
@@ -186,7 +190,8 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
 #pragma unroll
     for (int i = 0; i < N; ++i) items[i] = memory[gapped<Entry>(first + i)];
     sort_items(items);
-    for (int run = 1; run < plan.group; run *= 2) {  // threads whose entries are in order, taken together
+    // Before each turn the items of every `run` neighbouring threads, taken together, are in order.
+    for (int run = 1; run < plan.group; run *= 2) {
       put_items(memory, first, items);
       team.barrier();
       const int pair = slot & ~(2 * run - 1), start = first - (slot - pair) * N;
@@ -276,6 +281,7 @@ void sort_as(const SortArgs& args, const RowPlan& plan, void* workspace, void* s
   Entry* to = from + plan.vectors(args.shape) * plan.n;
   launch(sizes, stream, "sort", sort_tiles<Entry>, args, plan, plan.tiles == 1 ? nullptr : from);
   sizes.shared_bytes += kPackBytes;
+  // Before each turn `from` holds runs of `run` entries, each in order; the last turn writes the caller's results.
   for (int64_t run = plan.share; run < plan.n; run *= 2) {
     launch(sizes, stream, "sort", merge_tiles<Entry>, args, plan, run, static_cast<const Entry*>(from),
            2 * run < plan.n ? to : nullptr);

@@ -42,6 +42,7 @@ struct Totals {
       v[i] = i < kAdded ? v[i] + other : i == kAdded ? fmin(v[i], other) : fmax(v[i], other);
     }
   }
+  // As reduce() in warp.cuh, for all numbers.
   __device__ __forceinline__ void combine_lanes(bool wide, LaneGroup lanes) {
 #pragma unroll 1
     for (int flip = lanes.first; flip < lanes.end; flip *= 2)
@@ -105,7 +106,8 @@ class Team {
     }
     all.combine_lanes(wide, lanes());
 
-    // First the warps of a block bring their sums together, then the blocks of the team.
+    // First the warps of a block combine their sums, then the blocks of the team. Before each turn `all` holds the
+    // totals of a warp or, in warp 0, of a block. There are at most two turns.
     const Level last = plan_.blocks == 1               ? Level::kWarps
                        : plan_.regime == Regime::kGrid ? Level::kGrid
                                                        : Level::kCluster;
@@ -119,6 +121,7 @@ class Team {
       wait_at(level);
       if (first_warp) {
         all.clear();
+        // A column's lanes take its members in turns; which lane takes which does not depend on who arrives first.
 #pragma unroll 1
         for (int m = lane_id() >> plan_.column_bits; m < members; m += kWarpSize >> plan_.column_bits)
           all.combine(wide, [&](int i) {

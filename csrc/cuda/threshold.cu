@@ -56,6 +56,8 @@ __device__ __forceinline__ void solve_short(const RegisterRows<In>& rows, const 
     one = smallest(one, lanes);
     if (wanted) state.take_gap(zero, one);
   };
+  // Before each turn search.t is where the next sweep is due, and is the same in all lanes of a group. Groups that have
+  // settled go along, as a warp exchanges numbers only together; VectorState::step() ends every search.
   while (any_lane(state.searching())) {
     state.projector.aim(state.search.t, state.tau);
     unsigned counts = 0;  // #{x > t} in the lower half, #{x >= t + tau} in the upper

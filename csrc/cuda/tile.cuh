@@ -221,6 +221,8 @@ class Tile {
   template <int N, int U, class Source, class Flush, class Gather, class Visit>
   __device__ void run_in(int end, Flush flush, Gather gather, Visit visit) const {
     const int step = int(blockDim.x >> plan_.column_bits) * N, period = step * (tuning::kFlush / N);
+    // Before each turn the thread's accesses in front of i have been visited and flushed. run_batches() moves i to the
+    // first one that is not in front of stop.
     for (int i = int(threadIdx.x >> plan_.column_bits) * N; i < end;) {
       const int stop = end - i > period ? i + period : end;
       run_batches<N, U, Source>(i, step, stop, gather, visit);

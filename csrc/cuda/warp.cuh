@@ -140,6 +140,8 @@ __device__ __forceinline__ T from_lane(T v, int lane) {
 template <class Index, class Predicate>
 __device__ __forceinline__ Index first_where(Index low, Index high, int lanes, Predicate holds) {
   const int own = lane_id() & (lanes - 1), first = lane_id() - own;
+  // The predicate fails everywhere below low, and holds at high or high is the end. Each turn asks at `lanes` places
+  // between them and keeps what lies between two of these, so a range becomes empty.
   while (any_lane(low < high)) {
     const Index step = (high - low + lanes) / (lanes + 1), p = low + (own + 1) * step - 1;
     const unsigned votes = lanes_where(low >= high || p >= high || holds(p)) >> first;
