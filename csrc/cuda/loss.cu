@@ -17,6 +17,7 @@ struct Summands {
 
 // ---- forward ----
 
+// Of a class: what the loss needs beside the threshold.
 template <class T>
 struct LossVectorState : VectorState<T> {
   double weight;  // of the samples that take part
@@ -216,6 +217,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
 
 // ---- backward ----
 
+// Of a class, in the compute type and, for what that cannot express, in double.
 template <class T>
 struct alignas(16) GradientVectorState {
   VectorIndex index;
