@@ -103,7 +103,8 @@ struct LossArgs {
   double label_smoothing;
   LossKind kind;
   Reduction reduction;
-  // Left by the forward for the backward: kLossStateRows * C numbers, then scale. Rows: p, d, mean, active, k, with
+  // Left by the forward for the backward: kLossStateRows * C numbers, then scale (loss_state.h). Rows: p, d, mean,
+  // active, k, with
   //   mean   = mean_A(s r) for the squared loss, mean_A(s) for Fenchel-Young
   //   active = |A|
   double* state;

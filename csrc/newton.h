@@ -18,7 +18,7 @@
 #ifdef __CUDACC__
 #define HYPERSIMPLEX_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define HYPERSIMPLEX_HOST_DEVICE __attribute__((always_inline)) inline  // never out of line: csrc/cpu/isa.h
+#define HYPERSIMPLEX_HOST_DEVICE __attribute__((always_inline)) inline  // never out of line: csrc/cpu/simd/isa.h
 #endif
 
 namespace hypersimplex {

@@ -1,5 +1,5 @@
-// What blocks do that needs intrinsics: shared memory, barriers of a block, of a cluster and of blocks that meet in
-// global memory, assertions.
+// What blocks do that needs intrinsics: shared memory, assertions, barriers of a block, of a cluster and of several
+// blocks of a grid.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -42,8 +42,10 @@ __device__ __forceinline__ T load_from_cluster(T* own, int) {
 }
 #endif
 
-// All threads of `blocks` blocks, which must be resident together; `arrivals` was zero at first and belongs to them,
-// and `round` counts their meetings from 1. What a thread wrote before, every thread of these blocks sees after.
+// A barrier of all threads of `blocks` blocks, which have to be resident together. `arrivals` is theirs alone and was
+// zero at first, `round` counts their barriers from 1. What a thread wrote before it, all of them see after it.
+// Arrivals are never reset: in round r they grow from (r - 1) * blocks to r * blocks, and nobody arrives in the next
+// round before that.
 __device__ __forceinline__ void grid_barrier(unsigned* arrivals, int blocks, unsigned round) {
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -1,6 +1,6 @@
 // Products with the Jacobians of isotonic regression. A thread has a chunk of 32 elements, sums what it holds of each
 // block, and learns by a segmented scan what the block that reaches in from the left, and the one that reaches out to
-// the right, amount to elsewhere; sums of one block never meet those of another. Of long vectors blocks scan tiles: one
+// the right, amount to elsewhere; sums of different blocks are never mixed. Of long vectors blocks scan tiles: one
 // launch sums them, one connects them, one writes.
 #include "rows.cuh"
 
@@ -25,6 +25,7 @@ __device__ __forceinline__ Run run_from_lane(const Run& run, int lane) {
 // Over groups of `lanes` lanes: each lane's run joined to those before it.
 __device__ __forceinline__ Run scan_lanes(Run run, int lanes) {
   const int own = lane_id() & (lanes - 1);
+  // Before each turn `run` joins the runs of the last `distance` lanes up to this one, or of all that there are.
   for (int distance = 1; distance < lanes; distance *= 2) {
     const Run before = run_from_lane(run, own >= distance ? lane_id() - distance : lane_id());
     if (own >= distance) run = join(before, run);
@@ -59,15 +60,15 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
   const bool weighs = args.product == BlockProduct::kMean || args.product == BlockProduct::kResidual;
   const bool times_weight = args.product == BlockProduct::kTransposed || args.product == BlockProduct::kResidual;
   const int64_t words = (plan.n + kChunk - 1) / kChunk;
-  for (int64_t number = team.first(); number < plan.units; number += team.step()) {
-    const Unit unit(plan, args.shape, number);
+  for (int64_t number = team.first(); number < plan.work_items; number += team.step()) {
+    const WorkItem work(plan, args.shape, number);
     {
-      const Reach v(args.v.strides, args.shape, plan, unit), w(args.weight.strides, args.shape, plan, unit);
-      const Reach order(args.order_strides, args.shape, plan, unit);
+      const StridedIndex v(args.v.strides, args.shape, plan, work), w(args.weight.strides, args.shape, plan, work);
+      const StridedIndex order(args.order_strides, args.shape, plan, work);
       for_places(plan, team, plan.share, [&](int c, int j) {
         double value = 0, weight = 0;
-        if (c < unit.columns && j < unit.count) {
-          const int64_t at = unit.begin + j, place = args.order ? load_place(args.order + order(c, at), plan.n) : at;
+        if (c < work.columns && j < work.count) {
+          const int64_t at = work.begin + j, place = args.order ? load_place(args.order + order(c, at), plan.n) : at;
           value = load_double(args.v.data, v(c, args.v.ordered ? place : at), args.dtype);
           weight = 1;
           if (args.weight.data)
@@ -79,11 +80,11 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
     }
     team.barrier();
 
-    const int chunks = (unit.count + kChunk - 1) / kChunk;
-    const bool live = column < unit.columns && chunk < chunks;
-    const Blocks* blocks = args.blocks + (unit.vector + column) * words;
-    const unsigned starts = live ? blocks[unit.begin / kChunk + chunk] : 0;
-    const int count = live ? (unit.count - chunk * kChunk < kChunk ? unit.count - chunk * kChunk : kChunk) : 0;
+    const int chunks = (work.count + kChunk - 1) / kChunk;
+    const bool live = column < work.columns && chunk < chunks;
+    const Blocks* blocks = args.blocks + (work.vector + column) * words;
+    const unsigned starts = live ? blocks[work.begin / kChunk + chunk] : 0;
+    const int count = live ? (work.count - chunk * kChunk < kChunk ? work.count - chunk * kChunk : kChunk) : 0;
     const int slot = rank * (kChunk + 1);
     Run head{0, 0, kNobody}, tail{0, 0, kNobody};  // before the first block that begins here; the last one
     for (int i = 0; i < count; ++i) {
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
       before = join(earlier, before);
       sum = join(earlier, sum);
     }
-    TileRuns* tile = tiles ? tiles + unit.vector * plan.tiles + unit.tile : nullptr;
+    TileRuns* tile = tiles ? tiles + work.vector * plan.tiles + work.tile : nullptr;
     const bool closes = starts != 0, is_last = live && chunk == chunks - 1;
     Run whole = join(before, head);  // where a block begins here: the one that reaches in
     if (step == Step::kSum) {
@@ -126,6 +127,8 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
       // The results take the place of v.
       double ratio = whole.v / whole.weight, total = whole.weight;
       unsigned left = starts;
+      // Before each turn ratio and total are those of the block that holds the element before, and `left` has the
+      // starts from element i on.
       for (int i = 0; i < count; ++i) {
         if (starts >> i & 1) {
           left &= left - 1;
@@ -148,12 +151,13 @@ __global__ void __launch_bounds__(tuning::kPoolThreads, 1)
         first[slot + i] = result;
       }
       team.barrier();
-      const Reach out(args.out.strides, args.shape, plan, unit), order(args.order_strides, args.shape, plan, unit);
+      const StridedIndex out(args.out.strides, args.shape, plan, work),
+          order(args.order_strides, args.shape, plan, work);
       for_places(plan, team, plan.share, [&](int c, int j) {
-        if (c >= unit.columns || j >= unit.count) return;
-        const int64_t at = unit.begin + j;
+        if (c >= work.columns || j >= work.count) return;
+        const int64_t at = work.begin + j;
         const int64_t place = args.order && args.out.ordered ? load_place(args.order + order(c, at), plan.n) : at;
-        const bool regular = args.blocks[(unit.vector + c) * words] & 1;
+        const bool regular = args.blocks[(work.vector + c) * words] & 1;
         store_double(args.out.data, out(c, place), args.dtype,
                      regular ? args.scale * first[gapped(c * plan.share + j)] : kInfinity<double> - kInfinity<double>);
       });
@@ -167,7 +171,9 @@ __global__ void __launch_bounds__(tuning::kPassThreads) connect_tiles(TileRuns* 
   for (int64_t vector = int64_t(blockIdx.x) * warp_count() + warp_id(); vector < vectors;
        vector += int64_t(gridDim.x) * warp_count()) {
     TileRuns* own = tiles + vector * count;
-    Run carry{0, 0, kNobody};  // of the last block that begins in the tiles before
+    // Before each turn `carry` is the last block that begins in front of tile `begin`, summed up to there. For every
+    // block that ends in front of it, `open` of the tile where it begins is complete.
+    Run carry{0, 0, kNobody};
     for (int64_t begin = 0; begin < count; begin += kWarpSize) {
       const int64_t t = begin + lane_id();
       const bool exists = t < count;

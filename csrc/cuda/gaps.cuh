@@ -1,5 +1,5 @@
-// Vectors of which a is large beside b, as csrc/cpu/isotonic_terms.h has them: gaps in a that no block can reach across
-// are narrowed before neighbours are pooled, and blocks have their results from differences of their own entries.
+// Vectors of which a is large beside b, as in csrc/cpu/order/isotonic_terms.h: gaps in a that no block can reach across
+// are narrowed before neighbours are pooled, and results are computed from differences of a block's own entries.
 #pragma once
 
 #include "pool.cuh"
@@ -25,16 +25,16 @@ struct Gaps {
   }
 };
 
-// The terms of a unit's vectors.
+// The terms a and b of a work item's vectors.
 class Terms {
  public:
-  __device__ Terms(const IsotonicArgs& args, const RowPlan& plan, const Unit& unit, const Gaps& gaps)
+  __device__ Terms(const IsotonicArgs& args, const RowPlan& plan, const WorkItem& work, const Gaps& gaps)
       : args_(args),
         gaps_(gaps),
         n_(plan.n),
-        vector_(unit.vector),
-        a_(args.a.strides, args.shape, plan, unit),
-        b_(args.b.strides, args.shape, plan, unit) {}
+        vector_(work.vector),
+        a_(args.a.strides, args.shape, plan, work),
+        b_(args.b.strides, args.shape, plan, work) {}
 
   __device__ __forceinline__ double a(int column, int64_t j) const {
     if (!gaps_.widest) return term(args_.a, a_, column, j);
@@ -76,21 +76,23 @@ class Terms {
 
  private:
   __device__ __forceinline__ bool b_is_relative() const { return args_.share != nullptr && !args_.b.logarithm; }
-  __device__ __forceinline__ double term(const IsotonicTerm& t, const Reach& reach, int column, int64_t j) const {
-    const double v = t.scale * entry(t, reach, column, j);
+  __device__ __forceinline__ double term(const IsotonicTerm& t, const StridedIndex& index, int column,
+                                         int64_t j) const {
+    const double v = t.scale * entry(t, index, column, j);
     return t.logarithm ? log(v) : v;
   }
-  __device__ __forceinline__ double entry(const IsotonicTerm& t, const Reach& reach, int column, int64_t j) const {
-    return t.data ? load_double(t.data, reach(column, j), args_.dtype) : double(n_ - j);
+  __device__ __forceinline__ double entry(const IsotonicTerm& t, const StridedIndex& index, int column,
+                                          int64_t j) const {
+    return t.data ? load_double(t.data, index(column, j), args_.dtype) : double(n_ - j);
   }
 
   const IsotonicArgs& args_;
   const Gaps& gaps_;
   const int64_t n_, vector_;
-  const Reach a_, b_;
+  const StridedIndex a_, b_;
 };
 
-// A plan whose units are the vectors, one each.
+// The plan in which every vector is a work item by itself.
 inline RowPlan vector_by_vector(RowPlan plan) {
   plan.columns = 1;
   plan.teams_per_line = plan.lanes;
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
     measure_gaps(const __grid_constant__ IsotonicArgs args, const __grid_constant__ RowPlan plan,
                  const __grid_constant__ Gaps gaps) {
   for (int64_t vector = blockIdx.x; vector < gaps.vectors; vector += gridDim.x) {
-    const Terms terms(args, plan, Unit(plan, args.shape, vector), gaps);
+    const Terms terms(args, plan, WorkItem(plan, args.shape, vector), gaps);
     const double widest = terms.narrowing();
     if (threadIdx.x == 0) gaps.widest[vector] = widest;
     if (widest < 0) continue;
@@ -115,6 +117,7 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
       levels[chunk] = drop;
     }
     block_barrier();
+    // Before each turn `level` is the narrowed a of the last element in front of the chunk.
     double level = 0;
     for (int64_t chunk = 0; threadIdx.x == 0 && chunk < gaps.chunks; ++chunk) {
       const double drop = levels[chunk];
@@ -137,9 +140,10 @@ __global__ void __launch_bounds__(tuning::kPassThreads, 1)
     const int64_t vector = number / gaps.chunks, chunk = number - vector * gaps.chunks;
     if (gaps.widest[vector] < 0) continue;
     const Blocks* words = args.blocks + vector * gaps.chunks;
-    const Unit unit(plan, args.shape, vector);
-    const Terms terms(args, plan, unit, gaps);
-    const Reach out(args.out_strides, args.shape, plan, unit), order(args.order_strides, args.shape, plan, unit);
+    const WorkItem work(plan, args.shape, vector);
+    const Terms terms(args, plan, work, gaps);
+    const StridedIndex out(args.out_strides, args.shape, plan, work), order(args.order_strides, args.shape, plan, work);
+    // Each turn writes the block that begins at the lowest of `starts`, and removes that.
     for (unsigned starts = words[chunk]; starts; starts &= starts - 1) {
       const int64_t start = chunk * kChunkElements + lowest_bit(starts);
       int64_t end = chunk * kChunkElements + kChunkElements;
@@ -161,8 +165,8 @@ __global__ void __launch_bounds__(tuning::kPassThreads, 1)
           sum_b += exponentiated ? terms.weight(j) : exp(terms.b(0, j) - b_start);
       }
       for (int flip = 1; flip < kWarpSize; flip *= 2) {
-        sum_a += from_peer(sum_a, flip);
-        sum_b += from_peer(sum_b, flip);
+        sum_a += from_lane_xor(sum_a, flip);
+        sum_b += from_lane_xor(sum_b, flip);
       }
       const double size = double(end - start);
       for (int64_t j = start + lane_id(); j < end; j += kWarpSize) {

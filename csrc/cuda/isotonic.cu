@@ -79,14 +79,14 @@ struct LongVectors {
 // Reads elements, and writes what the caller asked for.
 class Elements {
  public:
-  __device__ Elements(const IsotonicArgs& args, const RowPlan& plan, const Unit& unit, const Gaps& gaps)
+  __device__ Elements(const IsotonicArgs& args, const RowPlan& plan, const WorkItem& work, const Gaps& gaps)
       : args_(args),
         n_(plan.n),
-        terms_(args, plan, unit, gaps),
-        weight_(args.weight_strides, args.shape, plan, unit),
-        out_(args.out_strides, args.shape, plan, unit),
-        order_(args.order_strides, args.shape, plan, unit),
-        share_(args.share_strides, args.shape, plan, unit) {}
+        terms_(args, plan, work, gaps),
+        weight_(args.weight_strides, args.shape, plan, work),
+        out_(args.out_strides, args.shape, plan, work),
+        order_(args.order_strides, args.shape, plan, work),
+        share_(args.share_strides, args.shape, plan, work) {}
 
   template <class Kind>
   __device__ __forceinline__ Mass load(int column, int64_t j) const {
@@ -115,7 +115,7 @@ class Elements {
   const IsotonicArgs& args_;
   const int64_t n_;
   const Terms terms_;
-  const Reach weight_, out_, order_, share_;
+  const StridedIndex weight_, out_, order_, share_;
 };
 
 // Vectors from their elements to the results or, where they are long, tiles of them into the workspace.
@@ -126,17 +126,17 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
   const RowTeam team(plan);
   const bool long_vectors = plan.regime == Regime::kGrid;
   const int column = team.rank() / plan.group, chunk = team.rank() % plan.group;
-  for (int64_t number = team.first(); number < plan.units; number += team.step()) {
-    const Unit unit(plan, args.shape, number);
-    const bool live = column < unit.columns;
-    const Pieces<true> own = pieces_of(plan, team, counts(args), column, unit.count);
-    const int chunks = (unit.count + kChunkElements - 1) / kChunkElements;
+  for (int64_t number = team.first(); number < plan.work_items; number += team.step()) {
+    const WorkItem work(plan, args.shape, number);
+    const bool live = column < work.columns;
+    const Pieces<true> own = pieces_of(plan, team, counts(args), column, work.count);
+    const int chunks = (work.count + kChunkElements - 1) / kChunkElements;
     {
-      const Elements elements(args, plan, unit, gaps);
+      const Elements elements(args, plan, work, gaps);
       for_places(plan, team, plan.share, [&](int c, int j) {
-        const bool exists = c < unit.columns && j < unit.count;
-        pieces_of(plan, team, counts(args), c, unit.count)
-            .put(j, exists ? elements.load<Kind>(c, unit.begin + j) : Kind::nothing());
+        const bool exists = c < work.columns && j < work.count;
+        pieces_of(plan, team, counts(args), c, work.count)
+            .put(j, exists ? elements.load<Kind>(c, work.begin + j) : Kind::nothing());
       });
     }
     team.barrier();
@@ -146,6 +146,7 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
     auto regular = [&](int c) { return (irregular >> c * (plan.group & (kWarpSize - 1)) & lanes_of_column) == 0; };
     team.barrier();
 
+    // Before each turn pieces of `run` chunks are monotone; the turn joins them two by two.
     for (int run = 1; run < plan.group; run *= 2) {
       const int left = chunk & ~(2 * run - 1), middle = left + run;
       const int right = left + 2 * run < chunks ? left + 2 * run : chunks;
@@ -170,29 +171,29 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
 
     if (live && chunk < chunks) {
       const int64_t all_chunks = (plan.n + kChunkElements - 1) / kChunkElements;
-      const int64_t at = (unit.vector + column) * all_chunks + unit.begin / kChunkElements + chunk;
+      const int64_t at = (work.vector + column) * all_chunks + work.begin / kChunkElements + chunk;
       args.blocks[at] = regular(column) ? own.words[chunk] : 0;
       if (long_vectors) {
-        const Pieces<false> to = into.pieces(args.blocks, unit.vector, int(plan.n));
-        const int c = int(unit.begin) / kChunkElements + chunk;
-        to.reaching[c] = own.reaching[chunk] + int(unit.begin);
-        to.ending[c] = own.ending[chunk] + int(unit.begin);
+        const Pieces<false> to = into.pieces(args.blocks, work.vector, int(plan.n));
+        const int c = int(work.begin) / kChunkElements + chunk;
+        to.reaching[c] = own.reaching[chunk] + int(work.begin);
+        to.ending[c] = own.ending[chunk] + int(work.begin);
         to.before[c] = own.before[chunk];
         to.after[c] = own.after[chunk];
-        if (chunk == 0 && !regular(0)) into.irregular[unit.vector] = 1;
+        if (chunk == 0 && !regular(0)) into.irregular[work.vector] = 1;
       }
     }
     if (long_vectors) {
-      const Pieces<false> to = into.pieces(args.blocks, unit.vector, int(plan.n));
+      const Pieces<false> to = into.pieces(args.blocks, work.vector, int(plan.n));
       for (int j = team.rank(); j < chunks * kChunkElements; j += team.size()) {
-        to.first[unit.begin + j] = own.first[own.slot(j)];
-        if (to.second) to.second[unit.begin + j] = own.second[own.slot(j)];
+        to.first[work.begin + j] = own.first[own.slot(j)];
+        if (to.second) to.second[work.begin + j] = own.second[own.slot(j)];
       }
     } else {
-      const Elements elements(args, plan, unit, gaps);
+      const Elements elements(args, plan, work, gaps);
       for_places(plan, team, plan.share, [&](int c, int j) {
-        if (c >= unit.columns || j >= unit.count) return;
-        const Pieces<true> pieces = pieces_of(plan, team, counts(args), c, unit.count);
+        if (c >= work.columns || j >= work.count) return;
+        const Pieces<true> pieces = pieces_of(plan, team, counts(args), c, work.count);
         elements.store<Kind>(c, j, pieces.mass_at(j), pieces.alone(j), regular(c));
       });
     }
@@ -236,13 +237,13 @@ __global__ void __launch_bounds__(kPassThreads, 1)
     write_tiles(const __grid_constant__ IsotonicArgs args, const __grid_constant__ RowPlan plan,
                 const __grid_constant__ LongVectors vectors, const __grid_constant__ Gaps gaps) {
   const RowTeam team(plan);
-  for (int64_t number = team.first(); number < plan.units; number += team.step()) {
-    const Unit unit(plan, args.shape, number);
-    const Pieces<false> pieces = vectors.pieces(args.blocks, unit.vector, int(plan.n));
-    const Elements elements(args, plan, unit, gaps);
-    const bool regular = vectors.irregular[unit.vector] == 0;
-    for (int j = team.rank(); j < unit.count; j += team.size()) {
-      const int64_t at = unit.begin + j;
+  for (int64_t number = team.first(); number < plan.work_items; number += team.step()) {
+    const WorkItem work(plan, args.shape, number);
+    const Pieces<false> pieces = vectors.pieces(args.blocks, work.vector, int(plan.n));
+    const Elements elements(args, plan, work, gaps);
+    const bool regular = vectors.irregular[work.vector] == 0;
+    for (int j = team.rank(); j < work.count; j += team.size()) {
+      const int64_t at = work.begin + j;
       elements.store<Kind>(0, at, regular ? pieces.mass_at(int(at)) : Kind::nothing(), pieces.alone(int(at)), regular);
     }
   }
@@ -287,6 +288,7 @@ void pool(const IsotonicArgs& args, const RowPlan& plan, const LongVectors& vect
   if (!is_long) return;
   const int n = int(plan.n);
   const Plan per_chunk = RowPlan::launch_of(ceil_div(vectors.vectors * vectors.chunks, kPassThreads), kPassThreads, 0);
+  // Before each turn pieces of `run` chunks are monotone; the turn joins them two by two.
   for (int64_t run = plan.group; run < vectors.chunks; run *= 2) {
     const int64_t seams = ceil_div(vectors.chunks - run, 2 * run);
     const int64_t blocks = ceil_div(vectors.vectors * seams, kPassThreads / kWarpSize);

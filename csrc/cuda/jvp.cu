@@ -4,7 +4,7 @@
 // one.
 #include "launch.cuh"
 #include "projector.cuh"
-#include "short.cuh"
+#include "register_rows.cuh"
 
 namespace hypersimplex {
 namespace cuda {
@@ -31,9 +31,9 @@ struct Product {
 };
 
 template <class T>
-__device__ __forceinline__ void aim(Projector<T>& projector, const JvpArgs& args, const Place& place) {
-  if (place.live)
-    projector.set({args.state.p[place.vector], args.state.d[place.vector]}, at(args.tau, place.vector));
+__device__ __forceinline__ void aim(Projector<T>& projector, const JvpArgs& args, const VectorIndex& index) {
+  if (index.live)
+    projector.set({args.state.p[index.vector], args.state.d[index.vector]}, at(args.tau, index.vector));
   else
     projector.set({kInfinity<double>, 0}, 1);
 }
@@ -44,14 +44,14 @@ template <class In>
 __global__ void __launch_bounds__(tuning::kShortThreads)
     multiply_short(const __grid_constant__ JvpArgs args, const __grid_constant__ Plan plan) {
   using T = Compute<In>;
-  using Items = typename Short<In>::Items;
-  const Short<In> group(plan, args.shape);
-  if (!group.exists()) return;
+  using Items = typename RegisterRows<In>::Items;
+  const RegisterRows<In> rows(plan, args.shape);
+  if (!rows.exists()) return;
   Projector<T> projector;
-  aim(projector, args, group.place);
+  aim(projector, args, rows.index);
   Items x, v;
-  group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
-  group.load(static_cast<const In*>(args.v), args.v_strides, v, T(0));
+  rows.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
+  rows.load(static_cast<const In*>(args.v), args.v_strides, v, T(0));
 
   unsigned active = 0;  // a bit per item
   T sum_v = 0, sum_vy = 0, sum_y = 0;
@@ -63,29 +63,28 @@ __global__ void __launch_bounds__(tuning::kShortThreads)
     sum_y += y;
   };
   if (plain(projector))
-    group.for_items([&](int i) { add(i, projector.position(x[i])); });
+    rows.for_items([&](int i) { add(i, projector.position(x[i])); });
   else
-    group.for_items([&](int i) { add(i, T(projector.irregular_y(x[i]))); });
-  const Peers peers = group.peers();
-  const Product product(projector.p, sum(unsigned(lane_count(active)), peers), sum(double(sum_v), peers),
-                        sum(double(sum_vy), peers), sum(double(sum_y), peers), projector.tau);
-  if (group.place.live && group.slot == 0) product.store(args, group.place.vector);
+    rows.for_items([&](int i) { add(i, T(projector.irregular_y(x[i]))); });
+  const LaneGroup lanes = rows.lanes();
+  const Product product(projector.p, sum(unsigned(lane_count(active)), lanes), sum(double(sum_v), lanes),
+                        sum(double(sum_vy), lanes), sum(double(sum_y), lanes), projector.tau);
+  if (rows.index.live && rows.slot == 0) product.store(args, rows.index.vector);
   if (!args.out) return;
 
   const T mean = T(product.mean), nothing = projector.p != projector.p ? projector.p : T(0);
   if (plain(projector))
-    group.for_items([&](int i) { v[i] = active >> i & 1 ? (v[i] - mean) * projector.rate : nothing; });
+    rows.for_items([&](int i) { v[i] = active >> i & 1 ? (v[i] - mean) * projector.rate : nothing; });
   else
-    group.for_items(
-        [&](int i) { v[i] = active >> i & 1 ? T(projector.by_tau(double(v[i]) - product.mean)) : nothing; });
-  group.store(static_cast<In*>(args.out), args.out_strides, v);
+    rows.for_items([&](int i) { v[i] = active >> i & 1 ? T(projector.by_tau(double(v[i]) - product.mean)) : nothing; });
+  rows.store(static_cast<In*>(args.out), args.out_strides, v);
 }
 
 // ---- longer ones ----
 
 template <class T>
-struct alignas(16) ProductColumn {
-  Place place;
+struct alignas(16) ProductVectorState {
+  VectorIndex index;
   Projector<T> projector;
   double mean;
 };
@@ -116,8 +115,8 @@ class Multiplier {
   using T = Compute<In>;
   using TileType = Tile<In, true, 2>;
 
-  __device__ Multiplier(const JvpArgs& args, const Plan& plan, const TileType& tile, const ProductColumn<T>& column)
-      : args_(args), plan_(plan), tile_(tile), column_(column) {}
+  __device__ Multiplier(const JvpArgs& args, const Plan& plan, const TileType& tile, const ProductVectorState<T>& state)
+      : args_(args), plan_(plan), tile_(tile), state_(state) {}
 
   __device__ __forceinline__ void add(Sums<2, 3>& own) const {
     const Operand<const In> x_at = x(), v_at = v();
@@ -135,8 +134,8 @@ class Multiplier {
       own.sum[2] += double(sum_y);
       sum_v = sum_vy = sum_y = 0;
     };
-    if (plain(column_.projector)) {
-      const Projector<T> projector = column_.projector;
+    if (plain(state_.projector)) {
+      const Projector<T> projector = state_.projector;
       tile_.fill(
           Tangents<In, TileType>(tile_, v_at, x_at, true),
           [&](int i, const auto& v, const auto& beside, int u) {
@@ -152,7 +151,7 @@ class Multiplier {
     } else {
       tile_.each_singly([&](int i) {
         const T x = value(x_at, i);
-        take(value(v_at, i), T(column_.projector.irregular_y(x)), column_.projector.active(x));
+        take(value(v_at, i), T(state_.projector.irregular_y(x)), state_.projector.active(x));
         flush();
       });
     }
@@ -160,10 +159,10 @@ class Multiplier {
 
   __device__ __forceinline__ void write(const Operand<In>& out) const {
     const Operand<const In> x_at = x(), v_at = v();
-    const Projector<T>& projector = column_.projector;
+    const Projector<T>& projector = state_.projector;
     if (plain(projector)) {
       const Projector<T> fast = projector;
-      const T mean = T(column_.mean);
+      const T mean = T(state_.mean);
       tile_.pass(
           Tangents<In, TileType>(tile_, v_at, x_at, !plan_.resident),
           [&](int i, auto& v, const auto& beside, int u) {
@@ -178,7 +177,7 @@ class Multiplier {
     } else {
       tile_.each_singly([&](int i) {
         T result[1] = {projector.p != projector.p ? projector.p : T(0)};
-        if (projector.active(value(x_at, i))) result[0] = T(projector.by_tau(double(value(v_at, i)) - column_.mean));
+        if (projector.active(value(x_at, i))) result[0] = T(projector.by_tau(double(value(v_at, i)) - state_.mean));
         tile_.store(out, i, result);
       });
     }
@@ -189,7 +188,7 @@ class Multiplier {
   __device__ __forceinline__ Operand<const In> x() const { return operand(args_.x, args_.x_strides); }
   __device__ __forceinline__ Operand<const In> v() const { return operand(args_.v, args_.v_strides); }
   __device__ __forceinline__ Operand<const In> operand(const void* data, const Strides& strides) const {
-    return {static_cast<const In*>(data), strides, args_.shape, plan_, column_.place, tile_.begin()};
+    return {static_cast<const In*>(data), strides, args_.shape, plan_, state_.index, tile_.begin()};
   }
   __device__ static T value(const Operand<const In>& from, int i) { return widen(load_constant(from.entry(i))); }
   // Bit e says whether entry e of an access is active.
@@ -204,22 +203,22 @@ class Multiplier {
   const JvpArgs& args_;
   const Plan& plan_;
   const TileType& tile_;
-  const ProductColumn<T>& column_;
+  const ProductVectorState<T>& state_;
 };
 
 template <class In>
 __global__ void __launch_bounds__(tuning::kMaxThreads)
-    multiply_team(const __grid_constant__ JvpArgs args, const __grid_constant__ Plan plan, void* meeting) {
+    multiply_team(const __grid_constant__ JvpArgs args, const __grid_constant__ Plan plan, void* workspace) {
   using T = Compute<In>;
-  Team team(plan, meeting);
-  ProductColumn<T>& own = team.columns<ProductColumn<T>>()[team.column()];
+  Team team(plan, workspace);
+  ProductVectorState<T>& own = team.states<ProductVectorState<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
-      own.place = locate(plan, args.shape, number, team.column());
-      aim(own.projector, args, own.place);
+      own.index = locate(plan, args.shape, number, team.column());
+      aim(own.projector, args, own.index);
     }
     block_barrier();
-    const typename Multiplier<In>::TileType tile(plan, team, own.place.live, team.bytes<ProductColumn<T>>());
+    const typename Multiplier<In>::TileType tile(plan, team, own.index.live, team.bytes<ProductVectorState<T>>());
     const Multiplier<In> multiplier(args, plan, tile, own);
     Sums<2, 3> sums;
     multiplier.add(sums);
@@ -228,12 +227,12 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
       const Projector<T>& projector = own.projector;
       const Product product(projector.p, total.count(0), total.sum(0), total.sum(1), total.sum(2), projector.tau);
       own.mean = product.mean;
-      if (own.place.live && team.rank() == 0) product.store(args, own.place.vector);
+      if (own.index.live && team.rank() == 0) product.store(args, own.index.vector);
       return 0;
     });
     if (args.out)
       multiplier.write(
-          Operand<In>(static_cast<In*>(args.out), args.out_strides, args.shape, plan, own.place, tile.begin()));
+          Operand<In>(static_cast<In*>(args.out), args.out_strides, args.shape, plan, own.index, tile.begin()));
     block_barrier();
   }
   team.leave();
@@ -242,17 +241,18 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
 Plan plan_of(JvpArgs& args) {
   Layout layout(args.shape, args.dtype,
                 {{args.x, &args.x_strides}, {args.v, &args.v_strides}, {args.out, &args.out_strides}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(ProductColumn<double>) : sizeof(ProductColumn<float>);
+  size_t state_bytes =
+      args.dtype == DType::kFloat64 ? sizeof(ProductVectorState<double>) : sizeof(ProductVectorState<float>);
   const void* kernel = for_storage_type(
       args.dtype, [](auto storage) { return address_of(multiply_team<typename decltype(storage)::type>); });
-  return Planner(layout.problem(column, true), device_limits(kernel)).choose(true);
+  return Planner(layout.problem(state_bytes, true), device_limits(kernel)).choose(true);
 }
 
 }  // namespace
 
 size_t jvp_workspace(const JvpArgs& call) {
   JvpArgs args = call;
-  return Meeting::bytes(plan_of(args));
+  return GridWorkspace::bytes(plan_of(args));
 }
 
 void jvp(const JvpArgs& call, void* workspace, void* stream) {
@@ -263,7 +263,7 @@ void jvp(const JvpArgs& call, void* workspace, void* stream) {
     if (plan.regime == Regime::kShort)
       launch(plan, stream, "jvp", multiply_short<In>, args, plan);
     else
-      launch(plan, stream, "jvp", multiply_team<In>, args, plan, prepare_meeting(plan, workspace, stream));
+      launch(plan, stream, "jvp", multiply_team<In>, args, plan, prepare_workspace(plan, workspace, stream));
   });
 }
 

@@ -59,7 +59,7 @@ class Layout {
       if (tensor.data && tensor.accessed) inspect(tensor.data, *tensor.strides);
   }
 
-  Problem problem(size_t column_bytes, bool marks = false) const {
+  Problem problem(size_t state_bytes, bool marks = false) const {
     Problem p{};
     p.n = shape_.n1 * shape_.n2;
     p.n2 = shape_.n2;
@@ -70,7 +70,7 @@ class Layout {
     p.packs = packs_;
     p.entry_bytes = bytes_;
     p.compute_bytes = bytes_ == 8 ? 8 : 4;
-    p.column_bytes = int(column_bytes);
+    p.state_bytes = int(state_bytes);
     p.marks = marks;
     return p;
   }
@@ -114,9 +114,9 @@ void launch(const Plan& plan, void* stream, const char* name, void (*kernel)(Par
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 
-// Readies the memory in which the blocks of a grid meet.
-inline void* prepare_meeting(const Plan& plan, void* memory, void* stream) {
-  size_t bytes = Meeting::arrival_bytes(plan);
+// Clears the arrivals, which grid_barrier() needs to be zero at first. Returns the workspace.
+inline void* prepare_workspace(const Plan& plan, void* memory, void* stream) {
+  size_t bytes = GridWorkspace::arrival_bytes(plan);
   if (bytes) check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
   return memory;
 }

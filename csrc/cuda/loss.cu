@@ -1,6 +1,7 @@
 // The HyperSimplex loss, fused. Forward: a team per class, or per classes side by side, counts the labels, finds the
 // thresholds, and sums the loss in one more sweep; a last small kernel adds the classes up. Backward: one pass that
 // reads logits and targets again and writes the gradient. Between them only numbers per class are kept.
+#include "../loss_state.h"
 #include "launch.cuh"
 #include "samples.cuh"
 #include "solver.cuh"
@@ -9,20 +10,6 @@ namespace hypersimplex {
 namespace cuda {
 namespace {
 
-// The rows of LossArgs::state.
-struct LossState {
-  double *p, *d, *mean, *active, *k, *scale;
-  __device__ LossState(double* state, int64_t classes)
-      : p(state),
-        d(state + classes),
-        mean(state + 2 * classes),
-        active(state + 3 * classes),
-        k(state + 4 * classes),
-        scale(state + kLossStateRows * classes) {}
-};
-
-constexpr double kCancelled = 64;  // how much smaller a sum is than its parts where these are computed anew
-
 // Left by the classes for the last kernel, [C] each: their losses, and the weights of the samples that take part.
 struct Summands {
   double *losses, *weights;
@@ -30,8 +17,9 @@ struct Summands {
 
 // ---- forward ----
 
+// Of a class: what the loss needs beside the threshold.
 template <class T>
-struct LossColumn : Column<T> {
+struct LossVectorState : VectorState<T> {
   double weight;  // of the samples that take part
   int some_ignored;
   int cancelled;  // whether nothing was left of the summands of the loss
@@ -42,7 +30,7 @@ struct LossColumn : Column<T> {
     const double taking_part = total.count(1);
     weight = samples.weighted() ? total.sum(1) : taking_part;
     some_ignored = taking_part < this->n;
-    if (!this->place.live || args.mass_kind == MassKind::kValue) return;
+    if (!this->index.live || args.mass_kind == MassKind::kValue) return;
     if (args.mass_kind == MassKind::kFraction) {
       this->mass = whole_part(args.k.value, taking_part);
     } else {
@@ -109,10 +97,11 @@ __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<I
 // be u infinite.
 template <class In>
 __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, const Tile<In, false>& tile,
-                                         const LossColumn<Compute<In>>& column, bool fenchel_young, Sums<2, 3>& own) {
+                                         const LossVectorState<Compute<In>>& state, bool fenchel_young,
+                                         Sums<2, 3>& own) {
   using T = Compute<In>;
-  if (column.projector.regular && !column.cancelled && !(fenchel_young && fabs(column.projector.p) == kInfinity<T>)) {
-    const Projector<T> projector = column.projector;
+  if (state.projector.regular && !state.cancelled && !(fenchel_young && fabs(state.projector.p) == kInfinity<T>)) {
+    const Projector<T> projector = state.projector;
     T mean = 0, loss = 0, balance = 0;
     tile.pass(
         samples,
@@ -139,8 +128,8 @@ __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, con
     tile.each_singly([&](int i) {
       const auto sample = samples.one(i);
       const double x = sample.x, t = sample.t, s = sample.s;
-      const bool active = column.projector.active(sample.x);
-      const double y = column.projector.irregular_y(sample.x), r = y - t, z = column.projector.by_tau(x);
+      const bool active = state.projector.active(sample.x);
+      const double y = state.projector.irregular_y(sample.x), r = y - t, z = state.projector.by_tau(x);
       own.count[0] += active;
       if (active) own.sum[0] += fenchel_young ? s : s * r;
       if (r != 0) own.sum[1] += s * (fenchel_young ? r * (z - 0.5 * (y + t)) : r * r);
@@ -151,20 +140,20 @@ __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, con
 template <class In>
 __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
     loss_team(const __grid_constant__ LossArgs args, const __grid_constant__ Plan plan, Summands summands,
-              void* meeting) {
+              void* workspace) {
   using T = Compute<In>;
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
-  Team team(plan, meeting);
-  LossColumn<T>& own = team.columns<LossColumn<T>>()[team.column()];
+  Team team(plan, workspace);
+  LossVectorState<T>& own = team.states<LossVectorState<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
       own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
       own.cancelled = 0;
     }
     block_barrier();
-    const Tile<In, false> tile(plan, team, own.place.live, team.bytes<LossColumn<T>>());
+    const Tile<In, false> tile(plan, team, own.index.live, team.bytes<LossVectorState<T>>());
     {
-      const Samples<In> samples(args, plan, tile, own.place, false);
+      const Samples<In> samples(args, plan, tile, own.index, false);
       Sums<2, 2> counts;
       add_counts(args, samples, tile, counts);
       const auto total = team.reduce(counts, true);
@@ -173,30 +162,29 @@ __global__ void __launch_bounds__(tuning::kMaxThreads, 1)
         return 0;
       });
     }
-    const LabelledSamples<In> samples(args, plan, tile, own.place, own.some_ignored);
+    const LabelledSamples<In> samples(args, plan, tile, own.index, own.some_ignored);
     Solver<In, Tile<In, false>, Samples<In>>(team, tile, own, samples).solve();
 
+    // A second turn sums up anew, in double, where a vector's loss has been cancelled. It cancels none, so it is the
+    // last.
     int again = 0;
     do {
       Sums<2, 3> sums;
       sum_loss(samples, tile, own, fenchel_young, sums);
       const auto total = team.reduce(sums, true);
       again = team.decide([&] {
-        if (!own.place.live) return 0;
+        if (!own.index.live) return 0;
         const Pair t = own.search.t;
-        // Exact masses and equal weights make sum (y - t) zero.
-        const bool balanced = args.mass_kind == MassKind::kTargets && !samples.weighted();
-        const double balance = fenchel_young && !balanced ? total.sum(2) : 0;
-        const double shift = balance == 0 ? 0 : (t.p + t.d) / own.tau * balance, loss = total.sum(1) + shift;
-        // A threshold in the middle of a wide gap is far from all logits: nothing may be left of either summand.
-        own.cancelled = !own.cancelled && shift != 0 && fabs(loss) < fabs(shift) / kCancelled;
+        const double balance = fenchel_young && !is_balanced(args) ? total.sum(2) : 0;
+        const double shift = threshold_shift(t, own.tau, balance), loss = total.sum(1) + shift;
+        own.cancelled = !own.cancelled && is_cancelled(loss, shift);
         if (own.cancelled || team.rank() != 0) return own.cancelled;
         const LossState state(args.state, args.shape.inner);
-        const int64_t c = own.place.vector;
+        const int64_t c = own.index.vector;
         state.p[c] = t.p;
         state.d[c] = t.d;
         state.active[c] = total.count(0);
-        state.mean[c] = total.count(0) > 0 ? total.sum(0) / total.count(0) : 0;
+        state.mean[c] = mean_of_active(total.sum(0), total.count(0));
         state.k[c] = own.mass;
         summands.losses[c] = loss;
         summands.weights[c] = own.weight;
@@ -222,31 +210,31 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
   const auto total = team.reduce(own, true);
   if (!team.decides()) return;
   const double weights = total.sum(1);
-  const double scale = args.reduction == Reduction::kMean ? 1 / weights : 1;
+  const double scale = loss_scale(args.reduction, weights);
   *LossState(args.state, args.shape.inner).scale = scale;
-  const bool empty = args.reduction == Reduction::kMean && weights == 0;
-  *loss = narrow<In>(Compute<In>(empty ? double(NAN) : total.sum(0) * scale));
+  *loss = narrow<In>(Compute<In>(reduced_loss(args.reduction, total.sum(0), weights, scale)));
 }
 
 // ---- backward ----
 
+// Of a class, in the compute type and, for what that cannot express, in double.
 template <class T>
-struct alignas(16) GradientColumn {
-  Place place;
+struct alignas(16) GradientVectorState {
+  VectorIndex index;
   Projector<T> projector;
   T mean, gain, lambda;
   double wide_mean, wide_gain, wide_lambda;
 
-  __device__ void set(const LossArgs& args, const Place& at_place, double upstream) {
-    place = at_place;
+  __device__ void set(const LossArgs& args, const VectorIndex& which, double upstream) {
+    index = which;
     const LossState state(args.state, args.shape.inner);
-    const int64_t c = place.live ? place.vector : 0;
+    const int64_t c = index.live ? index.vector : 0;
     const Pair t = {state.p[c], state.d[c]};
     const double tau = at(args.tau, c);
     projector.set(t, tau);
-    wide_gain = upstream * (args.weight ? args.weight[c] : 1) / tau;
+    wide_gain = gradient_gain(args, upstream, tau, c);
     wide_mean = state.mean[c];
-    wide_lambda = t.p - t.p == 0 ? (t.p + t.d) / tau : 0;
+    wide_lambda = finite_lambda(t, tau);
     mean = T(wide_mean);
     gain = T(wide_gain);
     lambda = T(wide_lambda);
@@ -261,16 +249,16 @@ __global__ void __launch_bounds__(tuning::kPassThreads)
   using T = Compute<In>;
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   const Team team(plan, nullptr);
-  GradientColumn<T>& own = shared_memory<GradientColumn<T>>(0)[team.column()];
+  GradientVectorState<T>& own = shared_memory<GradientVectorState<T>>(0)[team.column()];
   if (team.decides()) {
     const double upstream = widen(*static_cast<const In*>(backward.grad_output));
     const double scale = *LossState(args.state, args.shape.inner).scale;
     own.set(args, locate(plan, args.shape, team.number(), team.column()), upstream * scale * (fenchel_young ? 1 : 2));
   }
   block_barrier();
-  const Tile<In, false> tile(plan, team, own.place.live, 0);
-  const LabelledSamples<In> samples(args, plan, tile, own.place, false);
-  const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, args.shape, plan, own.place,
+  const Tile<In, false> tile(plan, team, own.index.live, 0);
+  const LabelledSamples<In> samples(args, plan, tile, own.index, false);
+  const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, args.shape, plan, own.index,
                          tile.begin());
   if (own.projector.regular) {
     const Projector<T> projector = own.projector;
@@ -309,10 +297,10 @@ Plan forward_plan(LossArgs& args) {
   Layout layout(
       args.shape, args.dtype,
       {{args.x, &args.x_strides}, {args.target, &args.target_strides, args.target_kind == TargetKind::kDense}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(LossColumn<double>) : sizeof(LossColumn<float>);
+  size_t state_bytes = args.dtype == DType::kFloat64 ? sizeof(LossVectorState<double>) : sizeof(LossVectorState<float>);
   const void* kernel = for_storage_type(
       args.dtype, [](auto storage) { return address_of(loss_team<typename decltype(storage)::type>); });
-  return Planner(layout.problem(column), device_limits(kernel)).choose(false);
+  return Planner(layout.problem(state_bytes), device_limits(kernel)).choose(false);
 }
 
 Plan backward_plan(LossArgs& args, LossBackward& backward) {
@@ -320,26 +308,28 @@ Plan backward_plan(LossArgs& args, LossBackward& backward) {
                 {{args.x, &args.x_strides},
                  {args.target, &args.target_strides, args.target_kind == TargetKind::kDense},
                  {backward.grad, &backward.grad_strides}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(GradientColumn<double>) : sizeof(GradientColumn<float>);
-  return Planner(layout.problem(column), device_limits()).elementwise();
+  size_t state_bytes =
+      args.dtype == DType::kFloat64 ? sizeof(GradientVectorState<double>) : sizeof(GradientVectorState<float>);
+  return Planner(layout.problem(state_bytes), device_limits()).elementwise();
 }
 
 }  // namespace
 
 size_t loss_forward_workspace(const LossArgs& call) {
   LossArgs args = call;
-  return Meeting::bytes(forward_plan(args)) + 2 * size_t(args.shape.inner) * sizeof(double);
+  return GridWorkspace::bytes(forward_plan(args)) + 2 * size_t(args.shape.inner) * sizeof(double);
 }
 
 void loss_forward(const LossArgs& call, void* loss, void* workspace, void* stream) {
   LossArgs args = call;
   const Plan plan = forward_plan(args);
-  double* numbers = reinterpret_cast<double*>(static_cast<char*>(workspace) + Meeting::bytes(plan));
+  double* numbers = reinterpret_cast<double*>(static_cast<char*>(workspace) + GridWorkspace::bytes(plan));
   const Summands summands = {numbers, numbers + args.shape.inner};
   const Plan total = one_block_plan();
   for_storage_type(args.dtype, [&](auto storage) {
     using In = typename decltype(storage)::type;
-    launch(plan, stream, "loss_forward", loss_team<In>, args, plan, summands, prepare_meeting(plan, workspace, stream));
+    launch(plan, stream, "loss_forward", loss_team<In>, args, plan, summands,
+           prepare_workspace(plan, workspace, stream));
     launch(total, stream, "loss_forward", add_classes<In>, args, total, summands, static_cast<In*>(loss));
   });
 }

@@ -50,7 +50,7 @@ struct Pieces {
   Mass *before, *after;    // [chunks] of the blocks of the piece that begin in chunks before this one, and after it
   int n;
 
-  // A gap after every chunk, so that lanes that each work on their own meet in few banks.
+  // A gap after every chunk: lanes that each work on a chunk of their own then seldom hit the same bank.
   __device__ static int slot(int j) { return kGapped ? j + j / kChunkElements : j; }
   __device__ int end_of(int chunk) const {
     const int end = (chunk + 1) * kChunkElements;
@@ -93,6 +93,8 @@ __device__ __forceinline__ bool pool_chunk(const Memory& memory, int chunk) {
   Mass last = memory.mass(begin, begin + 1);
   double value = Kind::value(last);
   bool finite = is_finite(last.first) && is_finite(last.second);
+  // Before each turn the elements in front of j are pooled: values do not rise from block to block, the masses of all
+  // blocks but the last are in memory.
   for (int j = 1; j < count; ++j) {
     Mass next = memory.mass(begin + j, begin + j + 1);
     finite = finite && is_finite(next.first) && is_finite(next.second);
@@ -108,6 +110,7 @@ __device__ __forceinline__ bool pool_chunk(const Memory& memory, int chunk) {
     }
     last = Kind::join(last, next);
     value = Kind::value(last);
+    // The last block takes in the one before it as long as that violates: each turn removes one of `starts`.
     while (starts) {
       const int previous = highest_bit(starts);
       const Mass mass = memory.mass(begin + previous, begin + start);
@@ -137,7 +140,7 @@ __device__ __forceinline__ Mass sum_masses(const Memory& memory, int from, int t
   Mass sum = Kind::nothing();
   for (int j = from + (lane_id() & (lanes - 1)); j < to; j += lanes) sum = Kind::join(sum, memory.mass(j, j));
   for (int flip = 1; flip < lanes; flip *= 2)
-    sum = Kind::join(sum, {from_peer(sum.first, flip), from_peer(sum.second, flip)});
+    sum = Kind::join(sum, {from_lane_xor(sum.first, flip), from_lane_xor(sum.second, flip)});
   return sum;
 }
 
@@ -170,6 +173,8 @@ __device__ __forceinline__ Seam find_seam(const Memory& memory, int left, int mi
     if (!memory.second) pooled.second = stop - start;
     return pooled;
   };
+  // The value of the block that grows across the seam lies between low and high, and so does the one that is tried
+  // next. Each turn makes the value tried one of the ends; kMostSteps ends what rounding keeps from settling.
   bool searching = exists && low < high, growing = false;
   for (int step = 0; any_lane(searching); ++step) {
     const double at = value;
@@ -192,7 +197,8 @@ __device__ __forceinline__ Seam find_seam(const Memory& memory, int left, int mi
     searching = next != at && low < value && value < high && step < kMostSteps;
     growing = next != at && !searching;
   }
-  // Where rounding ended the search, neighbours may violate by as much: they are pooled too, until none does.
+  // Where rounding ended the search, neighbours may violate by as much: they are pooled too, until none does. Each turn
+  // but the last takes in a block on one side at least.
   while (any_lane(growing)) {
     int start = result.start, stop = result.end;
     const double at = Kind::value(result.pooled);

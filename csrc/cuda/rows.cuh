@@ -1,6 +1,6 @@
-// How the kernels that order and pool share vectors out: a team is a warp, which takes one vector or several short
-// ones, or a block, which takes one vector or, of a long one, a tile. A tensor's numbers are read and written through
-// a switch on the storage type, so that one kernel serves all of them.
+// How the kernels that order and pool divide vectors among teams. A team is a warp, which takes one vector or several
+// short ones at a time, or a block, which takes one vector or a tile of a long one. Numbers are read and written
+// through a switch on the storage type, so that one kernel serves all types.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,9 @@ struct RowPlan {
   int threads;       // per block
   int share;         // entries of a vector per tile
   int shared_bytes;  // per block
-  int64_t n, lanes, teams_per_line, tiles, units;  // units = teams * tiles: what a team takes at a time
-  uint64_t inverse_n2;                             // inverse_of(Shape::n2)
+  int64_t n, lanes, teams_per_line, tiles;
+  int64_t work_items;   // of all vectors; a team takes one at a time
+  uint64_t inverse_n2;  // inverse_of(Shape::n2)
 
   // Threads that hold `items` entries each, with `thread_bytes` of shared memory; at most `most_threads` of them per
   // vector, `tile_threads` per tile.
@@ -53,12 +54,12 @@ struct RowPlan {
     share = group * items;
     tiles = ceil_div(n, share);
     teams_per_line = ceil_div(lanes, columns);
-    units = p.lines * teams_per_line * tiles;
+    work_items = p.lines * teams_per_line * tiles;
   }
 
   int64_t vectors(const Shape& shape) const { return shape.outer * shape.inner; }
-  // A launch of as many threads as `units` teams have, and no more blocks than may be.
-  Plan launch_plan() const { return launch_of(ceil_div(units, threads / team_size()), threads, shared_bytes); }
+  // One team per work item, but no more blocks than a grid may have: teams then take several in turn.
+  Plan launch_plan() const { return launch_of(ceil_div(work_items, threads / team_size()), threads, shared_bytes); }
   static Plan launch_of(int64_t blocks, int threads, int shared_bytes) {
     constexpr int64_t kMostBlocks = 1 << 30;
     Plan plan{};
@@ -94,12 +95,13 @@ class RowTeam {
   const int size_;
 };
 
-// What a team takes at a time: `columns` vectors from number `vector` on, of each the `count` entries from `begin` on.
-struct Unit {
+// What a team works on at a time: `columns` vectors, the first of number `vector`, and of each the `count` entries from
+// entry `begin` on.
+struct WorkItem {
   int64_t outer, inner, vector, tile, begin;
   int columns, count;
 
-  __device__ Unit(const RowPlan& plan, const Shape& shape, int64_t number) {
+  __device__ WorkItem(const RowPlan& plan, const Shape& shape, int64_t number) {
     const int64_t team = number / plan.tiles, line = team / plan.teams_per_line;
     const int64_t lane = (team - line * plan.teams_per_line) * plan.columns, left = plan.lanes - lane;
     tile = number - team * plan.tiles;
@@ -112,11 +114,11 @@ struct Unit {
   }
 };
 
-// Entry j of a unit's column, as an offset into one tensor.
-class Reach {
+// Where the entries of a work item lie in one tensor: operator() gives the offset of entry j of a column.
+class StridedIndex {
  public:
-  __device__ Reach(const Strides& strides, const Shape& shape, const RowPlan& plan, const Unit& unit)
-      : first_(unit.outer * strides.outer + unit.inner * strides.inner),
+  __device__ StridedIndex(const Strides& strides, const Shape& shape, const RowPlan& plan, const WorkItem& work)
+      : first_(work.outer * strides.outer + work.inner * strides.inner),
         column_(shape.inner == 1 ? strides.outer : strides.inner),
         strides_(strides),
         shape_(shape),
@@ -135,8 +137,9 @@ class Reach {
   const uint64_t inverse_;
 };
 
-// body(column, j) for j in [0, width) of every column, j counted from the unit's begin: neighbouring threads take
-// neighbours in memory. `width` is a power of two if there are several columns.
+// Calls body(column, j) for j in [0, width) of every column, where j counts from the work item's first entry.
+// Neighbouring threads take neighbours in memory, so that accesses coalesce. `width` is a power of two if there are
+// several columns.
 template <class Body>
 __device__ __forceinline__ void for_places(const RowPlan& plan, const RowTeam& team, int width, Body body) {
 #pragma unroll 4
@@ -150,7 +153,7 @@ __device__ __forceinline__ void for_places(const RowPlan& plan, const RowTeam& t
   }
 }
 
-// An entry of an order of n. Nothing else keeps a caller's order within the vector.
+// An entry of a caller's order of n elements. It is checked here, as nothing else keeps it within the vector.
 __device__ __forceinline__ int64_t load_place(const int32_t* order, int64_t n) {
   const int64_t place = load_constant(order);
   assert(place >= 0 && place < n && "order out of range");

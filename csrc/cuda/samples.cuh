@@ -14,14 +14,14 @@ class Samples {
   using TileType = Tile<In, false>;
 
   // some_ignored: whether targets have to be looked at to tell which logits take part
-  __device__ Samples(const LossArgs& args, const Plan& plan, const TileType& tile, const Place& place,
+  __device__ Samples(const LossArgs& args, const Plan& plan, const TileType& tile, const VectorIndex& index,
                      bool some_ignored)
-      : args_(args), plan_(plan), tile_(tile), place_(place), some_ignored_(some_ignored) {}
+      : args_(args), plan_(plan), tile_(tile), index_(index), some_ignored_(some_ignored) {}
 
   __device__ bool dense() const { return args_.target_kind == TargetKind::kDense; }
   __device__ bool weighted() const { return args_.sample_weight != nullptr; }
-  __device__ int64_t vector() const { return place_.vector; }
-  __device__ T first() const { return tile_.first(operand<const In>(args_.x, args_.x_strides, place_)); }
+  __device__ int64_t vector() const { return index_.vector; }
+  __device__ T first() const { return tile_.first(operand<const In>(args_.x, args_.x_strides, index_)); }
 
   // What label smoothing makes of targets 0 and 1.
   __device__ double off() const {
@@ -35,7 +35,7 @@ class Samples {
   // Logits; ignored ones take no part.
   template <int U>
   __device__ __forceinline__ void read(int i, int step, T (&x)[U][1]) const {
-    tile_.load(operand<const In>(args_.x, args_.x_strides, place_), i, step, x, -kInfinity<T>);
+    tile_.load(operand<const In>(args_.x, args_.x_strides, index_), i, step, x, -kInfinity<T>);
     if (!some_ignored_) return;
     if (dense()) {
       T rows[U][1];
@@ -60,12 +60,12 @@ class Samples {
 
   template <int U>
   __device__ __forceinline__ void read_labels(int i, int step, int64_t (&labels)[U]) const {
-    tile_.load_raw(operand<const int64_t>(args_.target, args_.target_strides, Place{}), i, step, labels);
+    tile_.load_raw(operand<const int64_t>(args_.target, args_.target_strides, VectorIndex{}), i, step, labels);
   }
   // Dense targets without label smoothing.
   template <int U>
   __device__ __forceinline__ void read_rows(int i, int step, T (&t)[U][1]) const {
-    tile_.load(operand<const In>(args_.target, args_.target_strides, place_), i, step, t, T(0));
+    tile_.load(operand<const In>(args_.target, args_.target_strides, index_), i, step, t, T(0));
   }
   // Sample weights, 1 where there are none.
   template <int U>
@@ -79,14 +79,15 @@ class Samples {
 
  protected:
   template <class Data>
-  __device__ __forceinline__ Operand<Data> operand(const void* data, const Strides& strides, const Place& place) const {
-    return {static_cast<Data*>(data), strides, args_.shape, plan_, place, tile_.begin()};
+  __device__ __forceinline__ Operand<Data> operand(const void* data, const Strides& strides,
+                                                   const VectorIndex& index) const {
+    return {static_cast<Data*>(data), strides, args_.shape, plan_, index, tile_.begin()};
   }
 
   const LossArgs& args_;
   const Plan& plan_;
   const TileType& tile_;
-  const Place& place_;
+  const VectorIndex& index_;
   const bool some_ignored_;
 };
 
@@ -123,7 +124,7 @@ class LabelledSamples : public Samples<In> {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         ignored[u] = labels[u] == args.ignore_index;
-        beside.t[u] = labels[u] == this->place_.vector ? full : rest;
+        beside.t[u] = labels[u] == this->index_.vector ? full : rest;
       }
     }
 #pragma unroll

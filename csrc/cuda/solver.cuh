@@ -1,5 +1,5 @@
-// The threshold of a tile's vectors: one pass for the moments, from which the first guess comes, then a sweep per step
-// of the search in newton.h. What a sweep's totals mean for a vector is worked out by one thread, in double.
+// Finds the thresholds of a tile's vectors: one pass for the moments, from which the first guess comes, then a sweep
+// per step of the search in newton.h. One thread per vector takes the step from a sweep's totals, in double.
 #pragma once
 
 #include "projector.cuh"
@@ -8,22 +8,23 @@
 namespace hypersimplex {
 namespace cuda {
 
-// What is kept of a vector while its threshold is sought.
+// What is known of a vector while its threshold is sought. It lies in shared memory, or in registers where the vector
+// does.
 template <class T>
-struct alignas(16) Column {
-  Place place;
-  double n, mass, tau;                      // n: its entries, 0 beside the last vector of a line
+struct alignas(16) VectorState {
+  VectorIndex index;
+  double n, mass, tau;                      // n: its entries; 0 where there is no vector
   double count, mean, variance, low, high;  // of the finite entries
   double infinite, nan;                     // numbers of entries
   int sweeps;
   Search<T> search;  // search.t is the result
   Projector<T> projector;
 
-  __device__ void begin(const Place& at_place, int64_t entries, const PerVector& k, const PerVector& temperature) {
-    place = at_place;
-    n = place.live ? double(entries) : 0;
-    mass = place.live ? at(k, place.vector) : 0;
-    tau = place.live ? at(temperature, place.vector) : 1;
+  __device__ void begin(const VectorIndex& which, int64_t entries, const PerVector& k, const PerVector& temperature) {
+    index = which;
+    n = index.live ? double(entries) : 0;
+    mass = index.live ? at(k, index.vector) : 0;
+    tau = index.live ? at(temperature, index.vector) : 1;
   }
 
   // Starts the search, or ends it before it begins: special rows (State in hypersimplex.h).
@@ -79,8 +80,9 @@ __device__ __forceinline__ void take_side(T v, T edge, T& zero, T& one) {
     zero = v > zero ? v : zero;
 }
 
-// Fills a tile and finds the thresholds of its vectors, whose columns have begun. `Source` knows the entries:
-// source.first(), and source.read(i, x) for those of an access, at first and again where the tile is not resident.
+// Fills a tile and finds the thresholds of its vectors, for whose states begin() has been called. `Source` knows the
+// entries: source.first(), and source.read(i, x) for those of an access, at first and again where the tile is not
+// resident.
 template <class In, class Tile, class Source>
 class Solver {
  public:
@@ -89,12 +91,14 @@ class Solver {
   using Own = Sums<2, 2, true>;
   using All = Totals<2, 2, true>;
 
-  __device__ Solver(Team& team, const Tile& tile, Column<T>& own, const Source& source)
+  __device__ Solver(Team& team, const Tile& tile, VectorState<T>& own, const Source& source)
       : team_(team), tile_(tile), own_(own), source_(source) {}
 
-  // Leaves the team's columns complete, for all threads of the block.
+  // Leaves the states of the team's vectors complete, for all threads of the block.
   __device__ __forceinline__ void solve() {
     int phase = kMoments;
+    // Before each turn all threads of the team have the same phases. Each turn serves one of them for all vectors; it
+    // ends, as VectorState::step() ends every search.
     while (phase != kDone) {
       const int now = phase & -phase;
       Own own;
@@ -117,7 +121,8 @@ class Solver {
   }
 
  private:
-  // What a column needs next; a tile's phase is what its columns need, the smallest of it first.
+  // What a vector needs next, a bit each. A tile's phases are those of all its vectors, or-ed; the lowest bit is served
+  // first, so that no vector is swept at a threshold that a jump is about to move.
   enum Phase : int { kDone = 0, kMoments = 1, kSpecial = 2, kJump = 4, kSearching = 8, kGap = 16 };
 
   __device__ T origin() const {
@@ -216,33 +221,33 @@ class Solver {
     return take_gap(own_, T(total.high()), T(total.low()), phase == kGap);
   }
 
-  // Not inlined, so that the numbers of a column's one thread do not crowd out what all threads keep in registers. The
-  // result is the column's next phase.
-  __device__ __attribute__((noinline)) static int start(Column<T>& column) {
-    column.start();
-    return settle(column);
+  // Not inlined, so that the numbers of the one thread that acts for a vector do not crowd out what all threads keep in
+  // registers. The result is the vector's next phase.
+  __device__ __attribute__((noinline)) static int start(VectorState<T>& state) {
+    state.start();
+    return settle(state);
   }
-  __device__ __attribute__((noinline)) static int step(Column<T>& column, double g, double h, double S) {
-    if (column.searching()) column.step({g, h, S});
-    return settle(column);
+  __device__ __attribute__((noinline)) static int step(VectorState<T>& state, double g, double h, double S) {
+    if (state.searching()) state.step({g, h, S});
+    return settle(state);
   }
-  __device__ __attribute__((noinline)) static int take_gap(Column<T>& column, T zero, T one, bool last) {
-    if (column.search.flat != 0 || last) column.take_gap(zero, one);
-    return settle(column);
+  __device__ __attribute__((noinline)) static int take_gap(VectorState<T>& state, T zero, T one, bool last) {
+    if (state.search.flat != 0 || last) state.take_gap(zero, one);
+    return settle(state);
   }
-  __device__ static int settle(Column<T>& column) {
-    if (column.searching()) {
-      if (column.search.flat != 0) return kJump;  // the projector stays where no entry was active
-      column.projector.aim(column.search.t, column.tau);
+  __device__ static int settle(VectorState<T>& state) {
+    if (state.searching()) {
+      if (state.search.flat != 0) return kJump;  // the projector stays where no entry was active
+      state.projector.aim(state.search.t, state.tau);
       return kSearching;
     }
-    column.projector.set(column.search.t, column.tau);
-    return column.in_gap() ? kGap : kDone;
+    state.projector.set(state.search.t, state.tau);
+    return state.in_gap() ? kGap : kDone;
   }
 
   Team& team_;
   const Tile& tile_;
-  Column<T>& own_;
+  VectorState<T>& own_;
   const Source& source_;
 };
 

@@ -17,7 +17,8 @@ struct alignas(16) Wide {
   uint32_t place;
 };
 
-// Of a thread, and a gap behind them in shared memory, so that lanes that each write their own meet in few banks.
+// Entries of a thread. In shared memory a gap follows them: lanes that each write their own then seldom hit the
+// same bank.
 template <class Entry>
 constexpr int kItems = tuning::kShortBytes / int(sizeof(Entry));
 template <class Entry>
@@ -69,11 +70,11 @@ __device__ __forceinline__ void set_last(Wide& e) { e = {~uint64_t(0), ~uint32_t
 // Stores entries as what the caller asked for.
 class Results {
  public:
-  __device__ Results(const SortArgs& args, const RowPlan& plan, const Unit& unit)
+  __device__ Results(const SortArgs& args, const RowPlan& plan, const WorkItem& work)
       : args_(args),
-        x_(args.x_strides, args.shape, plan, unit),
-        values_(args.values_strides, args.shape, plan, unit),
-        order_(args.order_strides, args.shape, plan, unit) {}
+        x_(args.x_strides, args.shape, plan, work),
+        values_(args.values_strides, args.shape, plan, work),
+        order_(args.order_strides, args.shape, plan, work) {}
 
   template <class Entry>
   __device__ __forceinline__ void store(int column, int64_t j, const Entry& e) const {
@@ -101,13 +102,15 @@ class Results {
   }
 
   const SortArgs& args_;
-  const Reach x_, values_, order_;
+  const StridedIndex x_, values_, order_;
 };
 
 // A bitonic network over the items of a thread.
 template <class Entry>
 __device__ __forceinline__ void sort_items(Entry (&items)[kItems<Entry>]) {
   constexpr int N = kItems<Entry>;
+  // Before each turn of the outer loop runs of size / 2 items are in order, ascending and descending by turns; the
+  // inner loops merge two of them each.
 #pragma unroll
   for (int size = 2; size <= N; size *= 2)
 #pragma unroll
@@ -129,7 +132,8 @@ template <class Entry>
 __device__ __forceinline__ void merge_items(const Entry* memory, int a, int a_count, int b, int b_count, int from,
                                             Entry (&items)[kItems<Entry>]) {
   int low = from < b_count ? 0 : from - b_count, high = from < a_count ? from : a_count;
-  while (low < high) {  // how many of them come from a
+  // Of the entries before number `from`, at least `low` and at most `high` come from a; each turn halves the range.
+  while (low < high) {
     const int p = (low + high) / 2;
     if (before(memory[gapped<Entry>(b + from - 1 - p)], memory[gapped<Entry>(a + p)]))
       high = p;
@@ -143,6 +147,7 @@ __device__ __forceinline__ void merge_items(const Entry* memory, int a, int a_co
   set_last(next_b);
   if (i < a_end) next_a = memory[gapped<Entry>(i)];
   if (j < b_end) next_b = memory[gapped<Entry>(j)];
+  // Before each turn next_a and next_b are entries i and j, the first that are left of both runs.
 #pragma unroll
   for (Entry& item : items) {
     const bool take_b = before(next_b, next_a);
@@ -170,14 +175,14 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
   const RowTeam team(plan);
   Entry* memory = shared_memory<Entry>(team.in_block() * team.size() * kThreadBytes<Entry>);
   const int width = plan.share, first = team.rank() * N, slot = team.rank() & (plan.group - 1);
-  for (int64_t number = team.first(); number < plan.units; number += team.step()) {
-    const Unit unit(plan, args.shape, number);
-    const Reach x(args.x_strides, args.shape, plan, unit);
+  for (int64_t number = team.first(); number < plan.work_items; number += team.step()) {
+    const WorkItem work(plan, args.shape, number);
+    const StridedIndex x(args.x_strides, args.shape, plan, work);
     for_places(plan, team, width, [&](int column, int j) {
       Entry e;
       set_last(e);
-      if (column < unit.columns && j < unit.count)
-        load_entry(args, x(column, unit.begin + j), uint32_t(unit.begin + j), e);
+      if (column < work.columns && j < work.count)
+        load_entry(args, x(column, work.begin + j), uint32_t(work.begin + j), e);
       memory[gapped<Entry>(column * width + j)] = e;
     });
     team.barrier();
@@ -185,7 +190,8 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
 #pragma unroll
     for (int i = 0; i < N; ++i) items[i] = memory[gapped<Entry>(first + i)];
     sort_items(items);
-    for (int run = 1; run < plan.group; run *= 2) {  // threads whose entries are in order, taken together
+    // Before each turn the items of every `run` neighbouring threads, taken together, are in order.
+    for (int run = 1; run < plan.group; run *= 2) {
       put_items(memory, first, items);
       team.barrier();
       const int pair = slot & ~(2 * run - 1), start = first - (slot - pair) * N;
@@ -194,12 +200,12 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
     }
     put_items(memory, first, items);
     team.barrier();
-    const Results results(args, plan, unit);
+    const Results results(args, plan, work);
     for_places(plan, team, width, [&](int column, int j) {
-      if (column >= unit.columns || j >= unit.count) return;
+      if (column >= work.columns || j >= work.count) return;
       const Entry e = memory[gapped<Entry>(column * width + j)];
       if (runs)
-        runs[unit.vector * plan.n + unit.begin + j] = e;
+        runs[work.vector * plan.n + work.begin + j] = e;
       else
         results.store(column, j, e);
     });
@@ -216,37 +222,37 @@ __global__ void __launch_bounds__(tuning::kSortThreads)
   const RowTeam team(plan);
   int64_t* split = shared_memory<int64_t>(0);
   Entry* memory = shared_memory<Entry>(kPackBytes);
-  for (int64_t number = team.first(); number < plan.units; number += team.step()) {
-    const Unit unit(plan, args.shape, number);
-    const int64_t pair = unit.begin / (2 * run) * (2 * run);
+  for (int64_t number = team.first(); number < plan.work_items; number += team.step()) {
+    const WorkItem work(plan, args.shape, number);
+    const int64_t pair = work.begin / (2 * run) * (2 * run);
     const int64_t a_count = plan.n - pair < run ? plan.n - pair : run;
     const int64_t b_count = plan.n - pair - a_count < run ? plan.n - pair - a_count : run;
-    const Entry *a = from + unit.vector * plan.n + pair, *b = a + a_count;
+    const Entry *a = from + work.vector * plan.n + pair, *b = a + a_count;
     if (warp_id() < 2) {  // one finds where in both runs the tile begins, one where it ends
-      const int64_t at = unit.begin - pair + (warp_id() == 0 ? 0 : unit.count);
+      const int64_t at = work.begin - pair + (warp_id() == 0 ? 0 : work.count);
       const int64_t low = at < b_count ? 0 : at - b_count, high = at < a_count ? at : a_count;
       const int64_t taken = first_where(low, high, kWarpSize, [&](int64_t p) { return before(b[at - 1 - p], a[p]); });
       if (lane_id() == 0) split[warp_id()] = taken;
     }
     block_barrier();
-    const int64_t a_begin = split[0], b_begin = unit.begin - pair - a_begin;
-    const int a_size = int(split[1] - a_begin), b_size = unit.count - a_size;
-    for (int i = team.rank(); i < unit.count; i += team.size())
+    const int64_t a_begin = split[0], b_begin = work.begin - pair - a_begin;
+    const int a_size = int(split[1] - a_begin), b_size = work.count - a_size;
+    for (int i = team.rank(); i < work.count; i += team.size())
       memory[gapped<Entry>(i)] = i < a_size ? a[a_begin + i] : b[b_begin + i - a_size];
     block_barrier();
     const int first = team.rank() * kItems<Entry>;
     Entry items[kItems<Entry>];
-    merge_items(memory, 0, a_size, a_size, b_size, first < unit.count ? first : unit.count, items);
+    merge_items(memory, 0, a_size, a_size, b_size, first < work.count ? first : work.count, items);
     block_barrier();
     put_items(memory, first, items);
     block_barrier();
-    const Results results(args, plan, unit);
-    for (int i = team.rank(); i < unit.count; i += team.size()) {
+    const Results results(args, plan, work);
+    for (int i = team.rank(); i < work.count; i += team.size()) {
       const Entry e = memory[gapped<Entry>(i)];
       if (to)
-        to[unit.vector * plan.n + unit.begin + i] = e;
+        to[work.vector * plan.n + work.begin + i] = e;
       else
-        results.store(0, unit.begin + i, e);
+        results.store(0, work.begin + i, e);
     }
     block_barrier();
   }
@@ -275,6 +281,7 @@ void sort_as(const SortArgs& args, const RowPlan& plan, void* workspace, void* s
   Entry* to = from + plan.vectors(args.shape) * plan.n;
   launch(sizes, stream, "sort", sort_tiles<Entry>, args, plan, plan.tiles == 1 ? nullptr : from);
   sizes.shared_bytes += kPackBytes;
+  // Before each turn `from` holds runs of `run` entries, each in order; the last turn writes the caller's results.
   for (int64_t run = plan.share; run < plan.n; run *= 2) {
     launch(sizes, stream, "sort", merge_tiles<Entry>, args, plan, run, static_cast<const Entry*>(from),
            2 * run < plan.n ? to : nullptr);

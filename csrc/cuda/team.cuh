@@ -1,6 +1,6 @@
 // A team is the block, or the blocks, that work on one tile: one vector, or several that lie side by side in memory.
-// Its threads reduce their sums column by column, always in the same order, and warp 0 of every block comes by the same
-// totals: what follows from them is decided there once and told to the block through shared memory.
+// Its threads reduce their sums column by column, always in the same order, and warp 0 of every block gets the same
+// totals. It decides what follows from them, and tells its block through shared memory.
 #pragma once
 
 #include "block.cuh"
@@ -9,8 +9,8 @@
 namespace hypersimplex {
 namespace cuda {
 
-// What a sweep leaves per thread and, reduced, per column: counts and sums are added, low and high are extremes, where
-// they are wanted.
+// What a sweep leaves per thread and, reduced, per column: counts and sums, which are added, and the extremes low and
+// high where they are wanted.
 template <int kCounts, int kSums, bool kExtremes = false>
 struct Sums {
   unsigned count[kCounts] = {};
@@ -42,16 +42,18 @@ struct Totals {
       v[i] = i < kAdded ? v[i] + other : i == kAdded ? fmin(v[i], other) : fmax(v[i], other);
     }
   }
-  __device__ __forceinline__ void combine_peers(bool wide, Peers peers) {
+  // As reduce() in warp.cuh, for all numbers.
+  __device__ __forceinline__ void combine_lanes(bool wide, LaneGroup lanes) {
 #pragma unroll 1
-    for (int flip = peers.first; flip < peers.end; flip *= 2)
-      combine(wide, [&](int i) { return from_peer(v[i], flip); });
+    for (int flip = lanes.first; flip < lanes.end; flip *= 2)
+      combine(wide, [&](int i) { return from_lane_xor(v[i], flip); });
   }
 };
 
-// Device memory that blocks of a grid need to meet: the arrivals of every team, then their sums.
-struct Meeting {
-  static constexpr int kArrivalBytes = 128;  // a cache line per team
+// Global memory through which the blocks of a grid's teams exchange sums: first a counter of arrivals for every team,
+// then the sums.
+struct GridWorkspace {
+  static constexpr int kArrivalBytes = 128;  // a cache line per team, so that teams do not slow one another down
   static size_t bytes(const Plan& plan) {
     if (plan.regime != Regime::kGrid || plan.blocks == 1) return 0;
     return size_t(plan.teams) * (kArrivalBytes + size_t(2) * plan.blocks * plan.columns * kMaxSums * sizeof(double));
@@ -61,27 +63,28 @@ struct Meeting {
 
 class Team {
  public:
-  __device__ Team(const Plan& plan, void* meeting)
+  __device__ Team(const Plan& plan, void* workspace)
       : plan_(plan),
-        meeting_(static_cast<char*>(meeting)),
+        workspace_(static_cast<char*>(workspace)),
         rank_(int(blockIdx.x) % plan.blocks),
         number_(int(blockIdx.x) / plan.blocks) {}
 
   __device__ int number() const { return number_; }
   __device__ int rank() const { return rank_; }
   __device__ int column() const { return int(threadIdx.x) & (plan_.columns - 1); }
-  __device__ Peers peers() const { return {plan_.columns, kWarpSize}; }
+  __device__ LaneGroup lanes() const { return {plan_.columns, kWarpSize}; }
   // Whether this thread acts for its column: one lane of warp 0 each.
   __device__ bool decides() const { return int(threadIdx.x) < plan_.columns; }
 
-  // The kernel's own shared memory comes behind the team's.
-  template <class Kept>
-  __device__ Kept* columns() const {
-    return shared_memory<Kept>(signal_bytes() + 16);
+  // The states of the team's vectors, which the kernel keeps in shared memory behind what the team needs itself, and
+  // the size of both together.
+  template <class State>
+  __device__ State* states() const {
+    return shared_memory<State>(signal_bytes() + 16);
   }
-  template <class Kept>
+  template <class State>
   __device__ int bytes() const {
-    return signal_bytes() + 16 + plan_.columns * int(sizeof(Kept));
+    return signal_bytes() + 16 + plan_.columns * int(sizeof(State));
   }
 
   // Leaves the totals of a lane's column in every lane of warp 0; other warps leave with nothing. All threads of the
@@ -101,9 +104,10 @@ class Team {
       all.v[All::kAdded] = own.low;
       all.v[All::kAdded + 1] = own.high;
     }
-    all.combine_peers(wide, peers());
+    all.combine_lanes(wide, lanes());
 
-    // First the warps of a block bring their sums together, then the blocks of the team.
+    // First the warps of a block combine their sums, then the blocks of the team. Before each turn `all` holds the
+    // totals of a warp or, in warp 0, of a block. There are at most two turns.
     const Level last = plan_.blocks == 1               ? Level::kWarps
                        : plan_.regime == Regime::kGrid ? Level::kGrid
                                                        : Level::kCluster;
@@ -114,15 +118,16 @@ class Team {
       if (lane_id() < width && (first_warp || warps))
 #pragma unroll
         for (int i = 0; i < All::kAll; ++i) place[member * width * kMaxSums + i] = all.v[i];
-      meet(level);
+      wait_at(level);
       if (first_warp) {
         all.clear();
+        // A column's lanes take its members in turns; which lane takes which does not depend on who arrives first.
 #pragma unroll 1
         for (int m = lane_id() >> plan_.column_bits; m < members; m += kWarpSize >> plan_.column_bits)
           all.combine(wide, [&](int i) {
             return cluster ? load_from_cluster(place + i, m) : load_from_blocks(place + m * width * kMaxSums + i);
           });
-        all.combine_peers(wide, peers());
+        all.combine_lanes(wide, lanes());
       }
       if (level == last) break;
       level = last;
@@ -158,17 +163,17 @@ class Team {
     const int set = plan_.columns * kMaxSums, own = column() * kMaxSums;
     if (level == Level::kWarps) return shared_memory<double>(0) + own;
     if (level == Level::kCluster) return shared_memory<double>((warp_count() + int(round_ % 2)) * set * 8) + own;
-    return reinterpret_cast<double*>(meeting_ + plan_.teams * Meeting::kArrivalBytes) +
+    return reinterpret_cast<double*>(workspace_ + plan_.teams * GridWorkspace::kArrivalBytes) +
            (int64_t(number_) * 2 + round_ % 2) * plan_.blocks * set + own;
   }
-  __device__ void meet(Level level) const {
+  __device__ void wait_at(Level level) const {
     if (level == Level::kWarps)
       block_barrier();
     else if (level == Level::kCluster)
       cluster_barrier();
     else
-      grid_barrier(reinterpret_cast<unsigned*>(meeting_ + int64_t(number_) * Meeting::kArrivalBytes), plan_.blocks,
-                   round_ + 1);
+      grid_barrier(reinterpret_cast<unsigned*>(workspace_ + int64_t(number_) * GridWorkspace::kArrivalBytes),
+                   plan_.blocks, round_ + 1);
   }
 
   // Shared memory: sums of the warps, sums of the block for a cluster to read, the signal, what the kernel keeps.
@@ -176,7 +181,7 @@ class Team {
   __device__ int* signal() const { return shared_memory<int>(signal_bytes()); }
 
   const Plan& plan_;
-  char* const meeting_;
+  char* const workspace_;
   const int rank_, number_;
   unsigned round_ = 0;
 };

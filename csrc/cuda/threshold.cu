@@ -3,24 +3,25 @@
 // shared memory; the blocks of a grid read still longer ones again for every sweep. One pass gives the moments and with
 // them the first guess at t, about three sweeps settle it (csrc/newton.h), one pass writes y.
 #include "launch.cuh"
-#include "short.cuh"
+#include "register_rows.cuh"
 #include "solver.cuh"
 
 namespace hypersimplex {
 namespace cuda {
 namespace {
 
-// The threshold of a lane group's vector, x its entries: c.search.t and c.projector.
+// Finds the threshold of the vector whose entries x a group of lanes holds, and leaves it in state.search.t and
+// state.projector.
 template <class In>
-__device__ __forceinline__ void solve_short(const Short<In>& group, const typename Short<In>::Items& x,
-                                            Column<Compute<In>>& c, int n) {
+__device__ __forceinline__ void solve_short(const RegisterRows<In>& rows, const typename RegisterRows<In>::Items& x,
+                                            VectorState<Compute<In>>& state, int n) {
   using T = Compute<In>;
-  const Peers peers = group.peers();
-  T origin = group.first(x);
+  const LaneGroup lanes = rows.lanes();
+  T origin = rows.first(x);
   if (!is_finite(origin)) origin = 0;
   T total = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
   unsigned finite = 0;
-  group.for_items([&](int i) {
+  rows.for_items([&](int i) {
     if (!is_finite(x[i])) return;
     T e = x[i] - origin;
     ++finite;
@@ -29,97 +30,99 @@ __device__ __forceinline__ void solve_short(const Short<In>& group, const typena
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;
   });
-  finite = sum(finite, peers);
-  T mean = sum(total, peers) / T(finite), variance = sum(squares, peers) / T(finite) - mean * mean;
-  c.count = finite;
-  c.mean = double(origin) + double(mean);
-  c.variance = variance > 0 ? variance : T(0);
-  c.low = smallest(low, peers);
-  c.high = largest(high, peers);
-  c.infinite = c.nan = 0;
-  if (any_lane(group.place.live && int(finite) < n)) {
+  finite = sum(finite, lanes);
+  T mean = sum(total, lanes) / T(finite), variance = sum(squares, lanes) / T(finite) - mean * mean;
+  state.count = finite;
+  state.mean = double(origin) + double(mean);
+  state.variance = variance > 0 ? variance : T(0);
+  state.low = smallest(low, lanes);
+  state.high = largest(high, lanes);
+  state.infinite = state.nan = 0;
+  if (any_lane(rows.index.live && int(finite) < n)) {
     unsigned special = 0;  // +inf in the lower half, nan in the upper
-    group.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
-    special = sum(special, peers);
-    c.infinite = special & 0xffff;
-    c.nan = special >> 16;
+    rows.for_items([&](int i) { special += x[i] == kInfinity<T> ? 1u : x[i] != x[i] ? 1u << 16 : 0u; });
+    special = sum(special, lanes);
+    state.infinite = special & 0xffff;
+    state.nan = special >> 16;
   }
-  c.start();
+  state.start();
 
   auto take_gap = [&](bool wanted) {
     if (!any_lane(wanted)) return;
-    const T edge = c.gap_edge();
+    const T edge = state.gap_edge();
     T zero = -kInfinity<T>, one = kInfinity<T>;
-    group.for_items([&](int i) { take_side(x[i], edge, zero, one); });
-    zero = largest(zero, peers);
-    one = smallest(one, peers);
-    if (wanted) c.take_gap(zero, one);
+    rows.for_items([&](int i) { take_side(x[i], edge, zero, one); });
+    zero = largest(zero, lanes);
+    one = smallest(one, lanes);
+    if (wanted) state.take_gap(zero, one);
   };
-  while (any_lane(c.searching())) {
-    c.projector.aim(c.search.t, c.tau);
+  // Before each turn search.t is where the next sweep is due, and is the same in all lanes of a group. Groups that have
+  // settled go along, as a warp exchanges numbers only together; VectorState::step() ends every search.
+  while (any_lane(state.searching())) {
+    state.projector.aim(state.search.t, state.tau);
     unsigned counts = 0;  // #{x > t} in the lower half, #{x >= t + tau} in the upper
     T active = 0;
-    group.for_items([&](int i) {
-      bool above = x[i] > c.projector.floor, one = x[i] >= c.projector.ceiling;
+    rows.for_items([&](int i) {
+      bool above = x[i] > state.projector.floor, one = x[i] >= state.projector.ceiling;
       counts += above ? (one ? 0x10001u : 1u) : 0u;
-      if (above && !one) active += c.projector.beyond(x[i]);
+      if (above && !one) active += state.projector.beyond(x[i]);
     });
-    counts = sum(counts, peers);
-    double S = sum(double(active), peers);
-    if (c.searching()) c.step({double(counts & 0xffff), double(counts >> 16), S});
-    take_gap(c.searching() && c.search.flat != 0);
+    counts = sum(counts, lanes);
+    double S = sum(double(active), lanes);
+    if (state.searching()) state.step({double(counts & 0xffff), double(counts >> 16), S});
+    take_gap(state.searching() && state.search.flat != 0);
   }
-  c.projector.aim(c.search.t, c.tau);
-  take_gap(c.in_gap());
-  c.projector.set(c.search.t, c.tau);
+  state.projector.aim(state.search.t, state.tau);
+  take_gap(state.in_gap());
+  state.projector.set(state.search.t, state.tau);
 }
 
 template <class In>
 __global__ void __launch_bounds__(tuning::kShortThreads)
     project_short(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan) {
   using T = Compute<In>;
-  const Short<In> group(plan, args.shape);
-  if (!group.exists()) return;
-  const Place& place = group.place;
-  typename Short<In>::Items x;
-  group.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
-  Column<T> column;
-  column.begin(place, plan.n, args.k, args.tau);
-  solve_short(group, x, column, int(plan.n));
-  if (place.live && group.slot == 0) {
-    args.state.p[place.vector] = column.search.t.p;
-    args.state.d[place.vector] = column.search.t.d;
+  const RegisterRows<In> rows(plan, args.shape);
+  if (!rows.exists()) return;
+  const VectorIndex& index = rows.index;
+  typename RegisterRows<In>::Items x;
+  rows.load(static_cast<const In*>(args.x), args.x_strides, x, -kInfinity<T>);
+  VectorState<T> state;
+  state.begin(index, plan.n, args.k, args.tau);
+  solve_short(rows, x, state, int(plan.n));
+  if (index.live && rows.slot == 0) {
+    args.state.p[index.vector] = state.search.t.p;
+    args.state.d[index.vector] = state.search.t.d;
   }
   if (!args.y) return;
-  const Projector<T>& projector = column.projector;
+  const Projector<T>& projector = state.projector;
   if (projector.regular)
-    group.for_items([&](int i) { x[i] = projector.y(x[i]); });
+    rows.for_items([&](int i) { x[i] = projector.y(x[i]); });
   else
-    group.for_items([&](int i) { x[i] = T(projector.irregular_y(x[i])); });
-  group.store(static_cast<In*>(args.y), args.y_strides, x);
+    rows.for_items([&](int i) { x[i] = T(projector.irregular_y(x[i])); });
+  rows.store(static_cast<In*>(args.y), args.y_strides, x);
 }
 
 template <class In>
 __global__ void __launch_bounds__(tuning::kMaxThreads)
-    project_team(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan, void* meeting) {
+    project_team(const __grid_constant__ ThresholdArgs args, const __grid_constant__ Plan plan, void* workspace) {
   using T = Compute<In>;
-  Team team(plan, meeting);
-  Column<T>& own = team.columns<Column<T>>()[team.column()];
+  Team team(plan, workspace);
+  VectorState<T>& own = team.states<VectorState<T>>()[team.column()];
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
     block_barrier();
-    const Tile<In> tile(plan, team, own.place.live, team.bytes<Column<T>>());
-    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, own.place,
+    const Tile<In> tile(plan, team, own.index.live, team.bytes<VectorState<T>>());
+    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, own.index,
                               tile.begin());
     const Entries<In, Tile<In>> entries{tile, x, -kInfinity<T>};
     Solver<In, Tile<In>, Entries<In, Tile<In>>>(team, tile, own, entries).solve();
 
-    if (team.rank() == 0 && team.decides() && own.place.live) {
-      args.state.p[own.place.vector] = own.search.t.p;
-      args.state.d[own.place.vector] = own.search.t.d;
+    if (team.rank() == 0 && team.decides() && own.index.live) {
+      args.state.p[own.index.vector] = own.search.t.p;
+      args.state.d[own.index.vector] = own.search.t.d;
     }
     if (args.y) {
-      const Operand<In> y(static_cast<In*>(args.y), args.y_strides, args.shape, plan, own.place, tile.begin());
+      const Operand<In> y(static_cast<In*>(args.y), args.y_strides, args.shape, plan, own.index, tile.begin());
       auto write = [&](int i, auto& v, auto project) {
         for (T& entry : v) entry = project(entry);
         tile.store(y, i, v);
@@ -143,17 +146,17 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
 
 Plan plan_of(ThresholdArgs& args) {
   Layout layout(args.shape, args.dtype, {{args.x, &args.x_strides}, {args.y, &args.y_strides}});
-  size_t column = args.dtype == DType::kFloat64 ? sizeof(Column<double>) : sizeof(Column<float>);
+  size_t state_bytes = args.dtype == DType::kFloat64 ? sizeof(VectorState<double>) : sizeof(VectorState<float>);
   const void* kernel = for_storage_type(
       args.dtype, [](auto storage) { return address_of(project_team<typename decltype(storage)::type>); });
-  return Planner(layout.problem(column), device_limits(kernel)).choose(true);
+  return Planner(layout.problem(state_bytes), device_limits(kernel)).choose(true);
 }
 
 }  // namespace
 
 size_t threshold_workspace(const ThresholdArgs& call) {
   ThresholdArgs args = call;
-  return Meeting::bytes(plan_of(args));
+  return GridWorkspace::bytes(plan_of(args));
 }
 
 void threshold(const ThresholdArgs& call, void* workspace, void* stream) {
@@ -164,7 +167,7 @@ void threshold(const ThresholdArgs& call, void* workspace, void* stream) {
     if (plan.regime == Regime::kShort)
       launch(plan, stream, "threshold", project_short<In>, args, plan);
     else
-      launch(plan, stream, "threshold", project_team<In>, args, plan, prepare_meeting(plan, workspace, stream));
+      launch(plan, stream, "threshold", project_team<In>, args, plan, prepare_workspace(plan, workspace, stream));
   });
 }
 

@@ -1,6 +1,6 @@
-// Where vectors lie in memory, and how the threads of a team share their entries: thread t of a block serves column
-// t % columns and, of that vector's entries in the block's share, every (threads / columns)th access from the one it
-// begins with. An access is one entry or, in rows of neighbours, a pack of 16 bytes.
+// Where vectors lie in memory, and how the threads of a team divide their entries. Thread t of a block serves column
+// t % columns: of that vector's entries in the block's share it takes every (threads / columns)th access, beginning
+// with access t / columns. An access is one entry or, in rows of neighbours, a pack of 16 bytes.
 #pragma once
 
 #include "team.cuh"
@@ -8,12 +8,12 @@
 namespace hypersimplex {
 namespace cuda {
 
-// Column `column` of tile number `tile`.
-struct Place {
+// Which vector a column of a tile holds, by its coordinates and by its number.
+struct VectorIndex {
   int64_t outer, inner, vector;
-  bool live;  // false beside the last vector of a line
+  bool live;  // false where the tile is wider than the vectors that are left in its line
 };
-__device__ __forceinline__ Place locate(const Plan& plan, const Shape& shape, int tile, int column) {
+__device__ __forceinline__ VectorIndex locate(const Plan& plan, const Shape& shape, int tile, int column) {
   int64_t line = tile / plan.tiles_per_line, lane = int64_t(tile % plan.tiles_per_line) * plan.columns + column;
   bool live = lane < plan.lanes && tile < plan.tiles;
   if (shape.inner == 1) return {lane, 0, lane, live};  // the vectors of the one line differ in `outer`
@@ -29,9 +29,9 @@ struct Operand {
   const uint64_t inverse;  // of shape.n2
   const int64_t begin;
 
-  __device__ Operand(Data* data, const Strides& strides, const Shape& shape, const Plan& plan, const Place& place,
+  __device__ Operand(Data* data, const Strides& strides, const Shape& shape, const Plan& plan, const VectorIndex& index,
                      int64_t begin)
-      : at(data + place.outer * strides.outer + place.inner * strides.inner +
+      : at(data + index.outer * strides.outer + index.inner * strides.inner +
            (one_run(shape) ? begin * strides.n2 : 0)),
         strides(strides),
         shape(shape),
@@ -221,6 +221,8 @@ class Tile {
   template <int N, int U, class Source, class Flush, class Gather, class Visit>
   __device__ void run_in(int end, Flush flush, Gather gather, Visit visit) const {
     const int step = int(blockDim.x >> plan_.column_bits) * N, period = step * (tuning::kFlush / N);
+    // Before each turn the thread's accesses in front of i have been visited and flushed. run_batches() moves i to the
+    // first one that is not in front of stop.
     for (int i = int(threadIdx.x >> plan_.column_bits) * N; i < end;) {
       const int stop = end - i > period ? i + period : end;
       run_batches<N, U, Source>(i, step, stop, gather, visit);

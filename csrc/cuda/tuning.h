@@ -8,16 +8,17 @@
 //  block    a block                                     shared memory             a tile up to half a multiprocessor's
 //  cluster  a cluster of 2 to 16 blocks                 shared memory of all of   16 times as much, where the device
 //                                                       them                      runs clusters of so many blocks
-//  grid     several blocks, meeting in global memory    global memory, read       any
-//                                                       again for every sweep
+//  grid     several blocks, which exchange their sums   global memory, read       any
+//           in global memory                            again for every sweep
 //
 // clang-format on
 //
-// The kernels that order and pool divide vectors in their own way, rows.cuh: short, block and grid mean warps, a block
-// and several launches there.
+// A tile is one vector, or several that lie side by side in memory, its columns. Where there are tiles enough to fill
+// the device with a block each, one that is too long for shared memory is left to a block all the same, which reads its
+// entries again for every sweep as a grid does.
 //
-// A tile is one vector, or vectors that lie side by side in memory ("columns"). Where blocks alone suffice to fill the
-// device, a tile too long for shared memory is left to one block, which then reads its entries again as a grid would.
+// The kernels that order and pool divide vectors in their own way (rows.cuh): there a vector is served by a warp or
+// part of one in the regime short, by a block in the regime block, and by several launches in the regime grid.
 #pragma once
 
 #include <cstdint>
@@ -54,18 +55,17 @@ constexpr int kPassEntries = 4;          // entries at least of each of them,
 constexpr int kPassBlocks = 8;           // and blocks at most per multiprocessor, if each tile gets one
 constexpr int kLineBytes = 128;          // of memory, the width of a tile in such a pass
 constexpr int kPortableCluster = 8, kLargestCluster = 16;
-constexpr int kClusterSizes = 4;                        // powers of two, from 2 blocks to the largest
-constexpr int kSortThreads = 512;                       // per block at most: entries take most of the registers
-constexpr int kPoolThreads = 512;                       // per vector that is pooled in one block,
-constexpr int kPoolTileThreads = 128;                   // and per tile of a longer one
-constexpr int kFlush = 64;                              // entries summed in float32 before they are added to a double
-constexpr int64_t kLeastCompaction = int64_t(1) << 25;  // entries for which sampling and compaction pay
+constexpr int kClusterSizes = 4;       // powers of two, from 2 blocks to the largest
+constexpr int kSortThreads = 512;      // per block at most: entries take most of the registers
+constexpr int kPoolThreads = 512;      // per vector that is pooled in one block,
+constexpr int kPoolTileThreads = 128;  // and per tile of a longer one
+constexpr int kFlush = 64;             // entries summed in float32 before they are added to a double
 }  // namespace tuning
 
-// The most numbers that a team reduces at once.
+// How many numbers a team reduces at once, at most.
 constexpr int kMaxSums = 6;
 
-// Of shared memory for a warp's short rows, with a gap after every 32 entries against bank conflicts.
+// Of shared memory, for the short rows of a warp: a gap after every 32 entries avoids bank conflicts.
 constexpr int kStagedBytes = tuning::kShortBytes * 33;
 
 struct Limits {
@@ -79,8 +79,8 @@ struct Problem {
   bool contiguous;              // vectors follow one another without a gap
   bool packs;  // 16-byte accesses: vectors are runs of neighbours, begin and end at multiples of 16 bytes
   int entry_bytes, compute_bytes;
-  int column_bytes;  // of shared memory that a kernel keeps per column
-  bool marks;        // a kernel keeps a byte per access beside the entries
+  int state_bytes;  // of shared memory for what a kernel keeps of a vector
+  bool marks;       // a kernel keeps a byte per access beside the entries
 };
 
 struct Plan {
@@ -177,7 +177,7 @@ class Planner {
     return team_plan();
   }
 
-  // One pass in which blocks do not meet: the `blocks` blocks of a tile each take their share of it.
+  // A single pass, in which nothing is exchanged: each of the `blocks` blocks of a tile takes its share of it.
   Plan elementwise() const {
     Plan plan = common(Regime::kBlock);
     plan.columns = p_.adjacent ? power_of_two(p_.lanes, 1, tuning::kLineBytes / p_.entry_bytes) : 1;
@@ -187,7 +187,7 @@ class Planner {
     int64_t useful = ceil_div(p_.n * plan.columns, int64_t(plan.threads) * tuning::kPassEntries);
     int64_t blocks = int64_t(tuning::kPassBlocks) * d_.multiprocessors / plan.tiles;
     share_out(plan, blocks < 1 ? 1 : blocks < useful ? blocks : useful);
-    plan.shared_bytes = plan.columns * p_.column_bytes;
+    plan.shared_bytes = plan.columns * p_.state_bytes;
     return plan;
   }
 
@@ -237,10 +237,10 @@ class Planner {
     plan.blocks = int(blocks);
     plan.share = ceil_div(ceil_div(p_.n, blocks), pack) * pack;
   }
-  // team.cuh: partial sums of warps, twice those of blocks, a signal, and what the kernel keeps per column.
+  // team.cuh: partial sums of warps, twice those of blocks, a signal, and the states of the vectors.
   int fixed_bytes(int columns) const {
     int warps = tuning::kSlots / columns < 32 ? tuning::kSlots / columns : 32;
-    return (warps + 2) * columns * kMaxSums * 8 + 16 + (columns > 2 ? columns : 2) * p_.column_bytes;
+    return (warps + 2) * columns * kMaxSums * 8 + 16 + (columns > 2 ? columns : 2) * p_.state_bytes;
   }
   int64_t tile_bytes(int64_t share, int columns) const {
     int64_t entries = share * columns;
@@ -303,7 +303,7 @@ class Planner {
   const Limits& d_;
 };
 
-// One block that reduces what it likes.
+// For a kernel of one block that reduces sums of its own.
 inline Plan one_block_plan() {
   Plan plan{};
   plan.regime = Regime::kBlock;

@@ -140,6 +140,8 @@ __device__ __forceinline__ T from_lane(T v, int lane) {
 template <class Index, class Predicate>
 __device__ __forceinline__ Index first_where(Index low, Index high, int lanes, Predicate holds) {
   const int own = lane_id() & (lanes - 1), first = lane_id() - own;
+  // The predicate fails everywhere below low, and holds at high or high is the end. Each turn asks at `lanes` places
+  // between them and keeps what lies between two of these, so a range becomes empty.
   while (any_lane(low < high)) {
     const Index step = (high - low + lanes) / (lanes + 1), p = low + (own + 1) * step - 1;
     const unsigned votes = lanes_where(low >= high || p >= high || holds(p)) >> first;
@@ -152,42 +154,45 @@ __device__ __forceinline__ Index first_where(Index low, Index high, int lanes, P
   return low;
 }
 
-// The lanes that work on one vector: those whose numbers differ in the bits from `first` up to, but not, `end`. Each
-// reduction leaves the same bits in every one of them.
-struct Peers {
+// The lanes of a warp that work on one vector: their numbers differ in the bits `first`, 2 `first`, ... below `end`.
+// Both are powers of two, and `first` is 1 where the lanes are neighbours.
+struct LaneGroup {
   int first, end;
 };
 
+// Leaves the same bits in every lane of the group, if `combine` commutes. Before each turn a lane holds the result over
+// the lanes whose numbers differ from its own only in bits below `flip`.
 template <class T, class Combine>
-__device__ __forceinline__ T reduce(T v, Peers peers, Combine combine) {
-  for (int flip = peers.first; flip < peers.end; flip *= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, flip));
+__device__ __forceinline__ T reduce(T v, LaneGroup lanes, Combine combine) {
+  for (int flip = lanes.first; flip < lanes.end; flip *= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, flip));
   return v;
 }
 template <class T>
-__device__ __forceinline__ T sum(T v, Peers peers) {
-  return reduce(v, peers, [](T a, T b) { return a + b; });
+__device__ __forceinline__ T sum(T v, LaneGroup lanes) {
+  return reduce(v, lanes, [](T a, T b) { return a + b; });
 }
 template <>
-__device__ __forceinline__ unsigned sum(unsigned v, Peers peers) {
+__device__ __forceinline__ unsigned sum(unsigned v, LaneGroup lanes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  if (peers.first == 1 && peers.end == kWarpSize) return __reduce_add_sync(kAllLanes, v);
+  if (lanes.first == 1 && lanes.end == kWarpSize) return __reduce_add_sync(kAllLanes, v);
 #endif
-  return reduce(v, peers, [](unsigned a, unsigned b) { return a + b; });
+  return reduce(v, lanes, [](unsigned a, unsigned b) { return a + b; });
 }
 __device__ __forceinline__ int either(int v) {
   return reduce(v, {1, kWarpSize}, [](int a, int b) { return a | b; });
 }
 template <class T>
-__device__ __forceinline__ T smallest(T v, Peers peers) {
-  return reduce(v, peers, [](T a, T b) { return b < a ? b : a; });
+__device__ __forceinline__ T smallest(T v, LaneGroup lanes) {
+  return reduce(v, lanes, [](T a, T b) { return b < a ? b : a; });
 }
 template <class T>
-__device__ __forceinline__ T largest(T v, Peers peers) {
-  return reduce(v, peers, [](T a, T b) { return b > a ? b : a; });
+__device__ __forceinline__ T largest(T v, LaneGroup lanes) {
+  return reduce(v, lanes, [](T a, T b) { return b > a ? b : a; });
 }
 
+// What the lane holds whose number differs in the bit `flip`.
 template <class T>
-__device__ __forceinline__ T from_peer(T v, int flip) {
+__device__ __forceinline__ T from_lane_xor(T v, int flip) {
   return __shfl_xor_sync(kAllLanes, v, flip);
 }
 

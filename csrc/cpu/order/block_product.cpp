@@ -74,6 +74,8 @@ void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
       v = weighted;
     }
     auto word_at = [&](int64_t j) { return vector.blocks[(begin + j) / kBlockBits]; };
+    // Before each turn `block` is the place of the block that holds the element before j, and the two sums are what of
+    // it lies in this chunk so far.
     for (int64_t j = 0; j < count; j += kBlockBits) {
       const int64_t end = std::min(j + kBlockBits, count);
       if (word_at(j) == kNoStart && end - j == kBlockBits) {
@@ -106,12 +108,15 @@ void sum_chunk(const Vector<In>& vector, int64_t index, Sums& sums) {
 
 // Gives every block the sums of all its chunks.
 void connect(Sums* sums, int64_t chunks) {
+  // Before each turn the last block of chunk `owner` reaches up to chunk i, and has its sums up to there.
   int64_t owner = 0;
   for (int64_t i = 1; i < chunks; ++i) {
     sums[owner].v[sums[owner].started] += sums[i].v[0];
     sums[owner].weight[sums[owner].started] += sums[i].weight[0];
     if (sums[i].started) owner = i;
   }
+  // Now every block's sums are complete in the chunk where it starts. Before each turn they are complete at the last
+  // place of chunk i - 1, too, even if that is place 0: this is the block that reaches into chunk i.
   for (int64_t i = 1; i < chunks; ++i) {
     sums[i].v[0] = sums[i - 1].v[sums[i - 1].started];
     sums[i].weight[0] = sums[i - 1].weight[sums[i - 1].started];
@@ -144,6 +149,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Sums& sums) {
     uint8_t starts[kSegment];
     double out[kSegment], buffer[kSegment];
     unpack_blocks(vector.blocks + begin / kBlockBits, count, starts);
+    // Before each turn `mean` points to that of the block that holds the element before j.
     for (int64_t j = 0; j < count; j += kBlockBits) {
       const int64_t end = std::min(j + kBlockBits, count);
       const Blocks word = vector.blocks[(begin + j) / kBlockBits];

@@ -175,6 +175,8 @@ void join(const Vector<In>& vector, Chunk<Block>* chunks, int64_t begin, int64_t
   Block block = right->front(vector), previous = left->back(vector);
   if (!(previous.value < block.value)) return;
   right->drop_front(block);
+  // Before each turn `previous`, the block to the left of the one at the seam, violates. The turn takes it in, then all
+  // on the right that violate, and so leaves fewer blocks on both sides.
   Chunk<Block>* owner;
   do {
     owner = left;
@@ -217,6 +219,7 @@ void write_chunk(const Vector<In>& vector, int64_t index, const Chunk<Block>& ch
         for (int64_t j = first; j < last; ++j) share[j] = vector.share_of(block, b[j], vector.b_first);
     };
     if (before && before->end > begin) write(*before);
+    // Before each turn the chunk's blocks in front of `next` are written, as far as this segment goes.
     for (; next <= chunk.last && chunk.blocks[next].start < begin + count; ++next) {
       write(chunk.blocks[next]);
       if (chunk.blocks[next].end > begin + count) break;  // goes on in the next segment
@@ -263,6 +266,7 @@ void regress(const Vector<In>& vector, Arena arena, double* memory, int threads)
   bool regular = true;
   for (int64_t i = 0; i < count; ++i) regular = regular && chunks[i].regular;
   if (!regular) return write_nan(vector);
+  // Before each turn pieces of `size` chunks are monotone; the turn joins them two by two.
   for (int64_t size = 1; size < count; size *= 2)
     parallel_for((count + size - 1) / (2 * size), threads, [&](int64_t i) {
       const int64_t begin = 2 * size * i;
@@ -271,7 +275,7 @@ void regress(const Vector<In>& vector, Arena arena, double* memory, int threads)
   for_each_chunk(count, memory, threads, [&](int64_t i, double* own) {
     const Block* before = nullptr;
     if (chunks[i].empty() || chunks[i].begin > i * kChunk) {
-      int64_t owner = i - 1;
+      int64_t owner = i - 1;  // chunk 0 always keeps its first element, and so is never empty
       while (chunks[owner].empty()) --owner;
       before = chunks[owner].blocks + chunks[owner].last;
     }
@@ -287,28 +291,6 @@ void write_apart(const Vector<In>& vector, double* memory, int threads) {
     const Chunk<MeanBlock> chunk{nullptr, 0, -1, begin, std::min(begin + kChunk, vector.n), true};
     write_chunk<In, MeanBlock>(vector, i, chunk, nullptr, own);
   });
-}
-
-// The term in doubles and its exponentials, where it is the same for all vectors; from_first: relative to its first
-// entry.
-template <class In>
-std::unique_ptr<double[]> common_table(const IsotonicTerm& term, const Shape& shape, bool from_first, int threads) {
-  const Tensor<const In> tensor{static_cast<const In*>(term.data), term.strides};
-  const bool common = !term.data || ((shape.outer == 1 || term.strides.outer == 0) &&
-                                     (shape.inner == 1 || term.strides.inner == 0) && tensor.adjacent(shape));
-  const int64_t n = shape.n1 * shape.n2;
-  if (!common || n == 0) return nullptr;
-  std::unique_ptr<double[]> table(new double[2 * size_t(n)]);
-  Term<In> evaluated{tensor.data, term.scale, term.logarithm, n, nullptr};
-  if (from_first) evaluated.origin = evaluated.entry(0);
-  const double reference = evaluated.at(0);
-  parallel_for(chunks_of(n), threads, [&](int64_t chunk) {
-    for_each_segment(n, chunk, [&](int64_t begin, int64_t count) {
-      evaluated.evaluate(begin, count, &table[begin]);
-      evaluated.exponentials(begin, count, reference, &table[n + begin]);
-    });
-  });
-  return table;
 }
 
 template <class In>

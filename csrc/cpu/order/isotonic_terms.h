@@ -60,6 +60,28 @@ struct Term {
   }
 };
 
+// The term in doubles and its exponentials, where it is the same for all vectors; from_first: relative to its first
+// entry.
+template <class In>
+std::unique_ptr<double[]> common_table(const IsotonicTerm& term, const Shape& shape, bool from_first, int threads) {
+  const Tensor<const In> tensor{static_cast<const In*>(term.data), term.strides};
+  const bool common = !term.data || ((shape.outer == 1 || term.strides.outer == 0) &&
+                                     (shape.inner == 1 || term.strides.inner == 0) && tensor.adjacent(shape));
+  const int64_t n = shape.n1 * shape.n2;
+  if (!common || n == 0) return nullptr;
+  std::unique_ptr<double[]> table(new double[2 * size_t(n)]);
+  Term<In> evaluated{tensor.data, term.scale, term.logarithm, n, nullptr};
+  if (from_first) evaluated.origin = evaluated.entry(0);
+  const double reference = evaluated.at(0);
+  parallel_for(chunks_of(n), threads, [&](int64_t chunk) {
+    for_each_segment(n, chunk, [&](int64_t begin, int64_t count) {
+      evaluated.evaluate(begin, count, &table[begin]);
+      evaluated.exponentials(begin, count, reference, &table[n + begin]);
+    });
+  });
+  return table;
+}
+
 // How many times a may span what b spans for a - v to be as good as a result of type In can be.
 template <class In>
 constexpr double kHarmlessSpan = 4096;
@@ -105,7 +127,7 @@ Gaps gaps_beside(const Term<In>& a, double bound) {
 template <class In>
 std::unique_ptr<double[]> narrowed(const Term<In>& a, double bound, bool entropic) {
   std::unique_ptr<double[]> table(new double[size_t(entropic ? 2 * a.n : a.n)]);
-  double level = 0;
+  double level = 0;  // of the element before
   for (int64_t j = 0; j < a.n; ++j) {
     if (j > 0) level -= std::min(a.scale * (a.entry(j - 1) - a.entry(j)), 2 * bound);
     table[j] = level;
@@ -159,6 +181,7 @@ void write_by_differences(const Vector& vector, int64_t start, int64_t end, doub
 
 // The first place from j on at which a block starts or, unless `start`, none does; n if there is none.
 inline int64_t find_start(const Blocks* blocks, int64_t j, int64_t n, bool start) {
+  // Before each turn no such place has been passed; all turns but the first begin at a word.
   for (; j < n; j = (j / kBlockBits + 1) * kBlockBits) {
     const Blocks word = blocks[j / kBlockBits], found = (start ? word : ~word) >> j % kBlockBits;
     if (found) return std::min(j + __builtin_ctz(found), n);

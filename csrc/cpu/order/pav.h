@@ -28,6 +28,7 @@ class Windows {
       std::fill(level + kWidest + count, level + 2 * kWidest + count, behind);
     }
     std::copy(units, units + count, levels_[0] + kWidest);
+    // Before each turn the levels below i are complete, with `before` and `behind` around them.
     for (int64_t i = 1; i < kLevels; ++i) {
       const double* half = (*this)[i - 1];
       const int64_t shift = int64_t(1) << (i - 1);
@@ -36,6 +37,8 @@ class Windows {
   }
   const double* operator[](int64_t i) const { return levels_[i] + kWidest; }
   double sum(int64_t begin, int64_t end) const {
+    // Before each turn `sum` has the units in front of begin. The rest is then shorter than kWidest, and each bit of
+    // its length stands for a window.
     double sum = 0;
     for (; end - begin >= kWidest; begin += kWidest) sum += (*this)[kLevels - 1][begin];
     for (int64_t i = kLevels - 2; i >= 0; --i) {
@@ -79,12 +82,14 @@ void pool_round(Units& units, int64_t from) {
   for (int64_t j = 0; j < count; ++j) starts[j] = falls(0, j) & falls(1, j) & falls(2, j) & falls(3, j) & falls(4, j);
 
   int32_t place[kTile + 1];
+  // Without branches: place[found] is overwritten until a block starts there.
   int64_t found = 0;
   for (int64_t j = 0; j < count; ++j) {
     place[found] = int32_t(j);
     found += starts[j];
   }
   place[found] = int32_t(count);
+  // Units are overwritten from the front: begin >= k, so that nothing is lost that is still read.
   for (int64_t k = 0; k < found; ++k) {
     const int64_t begin = place[k], end = place[k + 1];
     sum[k] = s.sum(begin, end);
@@ -156,6 +161,8 @@ class Rounds {
   MeanBlock* pool(int64_t first, int64_t count) {
     bool worthwhile = false;
     units_.count = first;
+    // Before each turn the blocks, and the single units between them, are the regression of the elements before
+    // `first`.
     for (int64_t length = kFirstTile; first < count; first += length, length = worthwhile ? kTile : 2 * length) {
       length = std::min(length, count - first);
       const int64_t from = units_.count;
@@ -210,6 +217,7 @@ class Rounds {
 
 // A place before which no element is above the one before it; not always the last such place.
 inline int64_t falling(const double* p, int64_t count) {
+  // Before each turn no element in front of `begin` is above the one before it.
   for (int64_t begin = 1; begin < count; begin += kTile) {
     int64_t rises = 0;
     for (int64_t j = begin; j < std::min(begin + kTile, count); ++j) rises += int64_t(p[j - 1] < p[j]);

@@ -36,8 +36,8 @@ struct MeanBlock {
     return {sum / weight, sum, weight, left.start, right.end};
   }
   static MeanBlock unit(const Units& units, int64_t j) { return {units.p[j], units.sum[j], units.q[j], j, j + 1}; }
-  // Takes in the units [end, stop) or [stop, start), from the block outwards, while they violate. Most are found
-  // without a division; the rest only where rounding decides.
+  // Takes in the units [end, stop) or [stop, start), from the block outwards, while they violate: sum and weight are
+  // always those of [start, end). Most are found without a division; the rest only where rounding decides.
   void take_right(const Units& units, int64_t stop) {
     const int64_t near = std::min(end + 8, stop);
     for (; end < near && sum < weight * units.p[end]; ++end) take(units, end);
@@ -84,7 +84,7 @@ struct LogBlock {
     return {(left.a - left.b) + std::log(sum_a / sum_b), left.a, left.b, sum_a, sum_b, left.start, right.end};
   }
   static LogBlock unit(const Units& units, int64_t j) { return single(units.p[j], units.q[j], j); }
-  // A run of rising elements is one block, whatever is around it.
+  // A run of rising elements is one block, whatever is around it: its value is computed only at its end.
   void take_right(const Units& units, int64_t stop) {
     const double *p = units.p, *q = units.q;
     while (end < stop && value < p[end] - q[end]) {

@@ -112,6 +112,8 @@ Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* c
     for (int64_t j = begin; j < end; ++j)
       for (int pass = 0; pass < kPasses; ++pass) ++table(part, pass)[digit(words[j], pass)];
   });
+  // Before each turn the words are in order by the digits of the passes before; a pass in which all are alike is
+  // skipped.
   bool moved = false;
   for (int pass = 0; pass < kPasses; ++pass) {
     int64_t like_first = 0;
@@ -122,6 +124,7 @@ Word* sort_by_digits(Word* words, Word* spare, int64_t n, int parts, uint32_t* c
         memset(table(part, pass), 0, sizeof(uint32_t) * kRadix);
         for (int64_t j = begin; j < end; ++j) ++table(part, pass)[digit(words[j], pass)];
       });
+    // `next` counts the words of smaller digits, and those of this digit in the parts before.
     uint32_t next = 0;
     for (uint32_t d = 0; d < kRadix; ++d)
       for (int part = 0; part < parts; ++part) {
@@ -212,6 +215,7 @@ bool sort_by_levels(const In* x, int64_t n, bool descending, uint32_t* words, ui
   for (int64_t j = 0; j < n; ++j) order[upper[upper_digit(spare[j])]++] = int32_t(spare[j] & ((1u << kPlaceBits) - 1));
 
   In* values = out.values ? out.values : reinterpret_cast<In*>(spare);
+  // Insertion: before each turn values and order are in order in front of j.
   int64_t moves = 0;
   values[0] = x[order[0]];
   for (int64_t j = 1; j < n; ++j) {
@@ -271,6 +275,7 @@ void sort_by_lower_half(const double* x, const Keys<double>& keys, Word* words, 
     first[part] = j;
   }
   for_each_part(n, parts, [&](int64_t part, int64_t, int64_t) {
+    // Before each turn a run starts at `begin`, and the part's runs in front of it are sorted.
     for (int64_t begin = first[part], end; begin < first[part + 1]; begin = end) {
       const uint32_t key = key_of(words[begin]);
       for (end = begin + 1; end < first[part + 1] && key_of(words[end]) == key;) ++end;

@@ -75,6 +75,7 @@ struct RowBatches {
     char* aligned = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64);
     std::atomic<int64_t> next{0};
     parallel_for(team, int(team), [&](int64_t member) {
+      // Each number is handed out once, so that every batch is taken by one thread.
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
         body(i * width, std::min(width, vectors - i * width), Arena{aligned + pitch * size_t(member)});
     });

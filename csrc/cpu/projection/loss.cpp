@@ -4,24 +4,11 @@
 #include "cpu/launchers.h"
 #include "cpu/projection/loss_targets.h"
 #include "cpu/projection/solvers/column_candidates.h"
+#include "loss_state.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 namespace {
-
-// The rows of LossArgs::state.
-struct LossState {
-  double *p, *d, *mean, *active, *k, *scale;
-  LossState(double* state, int64_t classes)
-      : p(state),
-        d(state + classes),
-        mean(state + 2 * classes),
-        active(state + 3 * classes),
-        k(state + 4 * classes),
-        scale(state + kLossStateRows * classes) {}
-};
-
-constexpr double kCancelled = 64;  // how much smaller a sum is than its parts where these are computed anew
 
 // (a) FenchelYoung and (b) Weighted as template arguments of function<a, b>.
 #define HYPERSIMPLEX_LOSS_VARIANT(function, fenchel_young, weighted, ...) \
@@ -63,7 +50,7 @@ struct IrregularClass {
       double term = fenchel_young ? e.r * (e.z - 0.5 * (e.y + e.target)) : e.r * e.r;
       if (e.r != 0) total += e.s * term;
     }
-    mean = active > 0 ? sum / active : 0;
+    mean = mean_of_active(sum, active);
     return total;
   }
   double gradient(int64_t j, double mean, double gain) const {
@@ -172,15 +159,13 @@ void forward(const LossArgs& args, void* loss, int threads) {
       const int c = int(v % plan.columns);
       const LaneSums& total = totals[panel.index - begin];
       double p = state.p[v], d = state.d[v], tau = at(args.tau, v);
-      double balance = fenchel_young && !samples.balanced() ? total.e[c] : 0;  // sum s (y - target)
-      double shift = balance == 0 ? 0 : (p + d) / tau * balance;
+      double balance = fenchel_young && !is_balanced(args) ? total.e[c] : 0;
+      double shift = threshold_shift({p, d}, tau, balance);
       state.active[v] = total.a[c];
-      state.mean[v] = total.a[c] > 0 ? total.b[c] / total.a[c] : 0;
+      state.mean[v] = mean_of_active(total.b[c], total.a[c]);
       losses[v] = total.c[c] + shift;
       bool infinite = fenchel_young && !is_finite(p) && losses[v] != 0;
-      // A threshold in the middle of a wide gap is far from all logits: nothing may be left of either summand.
-      bool cancelled = shift != 0 && std::fabs(losses[v]) < std::fabs(shift) / kCancelled;
-      if (!infinite && !cancelled && regular<T>(p, d, tau)) continue;
+      if (!infinite && !is_cancelled(losses[v], shift) && regular<T>(p, d, tau)) continue;
       Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
       losses[v] =
           IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.loss(state.active[v], state.mean[v]);
@@ -193,9 +178,8 @@ void forward(const LossArgs& args, void* loss, int threads) {
     weights += weight * samples.total_weight(v);
     sum += weight * losses[v];
   }
-  *state.scale = args.reduction == Reduction::kMean ? 1 / weights : 1;
-  bool empty = args.reduction == Reduction::kMean && weights == 0;
-  store(T(empty ? NAN : sum * *state.scale), *static_cast<In*>(loss));
+  *state.scale = loss_scale(args.reduction, weights);
+  store(T(reduced_loss(args.reduction, sum, weights, *state.scale)), *static_cast<In*>(loss));
 }
 
 template <class In>
@@ -208,16 +192,16 @@ void backward(const LossArgs& args, const LossBackward& backward, int threads) {
   const double upstream = load(*static_cast<const In*>(backward.grad_output)) * *state.scale * (fenchel_young ? 1 : 2);
 
   std::unique_ptr<Lanes<T>[]> lanes(new Lanes<T>[plan.panels]);
-  auto gain = [&](int64_t v) { return upstream * (args.weight ? args.weight[v] : 1) / at(args.tau, v); };
+  auto gain = [&](int64_t v) { return gradient_gain(args, upstream, at(args.tau, v), v); };
   for (int64_t i = 0; i < plan.panels; ++i) {
     const Panel panel(plan, i);
     set_lanes(lanes[i], panel, {state.p, state.d}, args.tau);
     for (int c = 0; c < plan.columns; ++c) {
       int64_t v = panel.vector(c);
-      bool live = c < panel.live, finite = live && is_finite(state.p[v]);
+      bool live = c < panel.live;
       lanes[i].gain[c] = live ? T(gain(v)) : 0;
       lanes[i].mean[c] = live ? T(state.mean[v]) : 0;
-      lanes[i].lambda[c] = finite ? T((state.p[v] + state.d[v]) / at(args.tau, v)) : 0;
+      lanes[i].lambda[c] = live ? T(finite_lambda({state.p[v], state.d[v]}, at(args.tau, v))) : 0;
     }
     for (T* row : {lanes[i].gain, lanes[i].mean, lanes[i].lambda}) repeat(row, plan.width, plan.columns);
   }

@@ -7,6 +7,7 @@
 #include "cpu/projection/loss_sweeps.h"
 #include "cpu/projection/panel.h"
 #include "cpu/simd/errors.h"
+#include "loss_state.h"
 #include "newton.h"
 
 namespace hypersimplex {
@@ -27,14 +28,12 @@ class LossBatch {
         ignored_label_(as_label(double(args.ignore_index))) {}
 
   bool weighted() const { return args_.sample_weight != nullptr; }
-  // Whether sum (y - target) is zero by construction.
-  bool balanced() const { return args_.mass_kind == MassKind::kTargets && !weighted(); }
   // Of the samples that take part in a class.
   double total_weight(int64_t v) const { return dense() ? class_weights_[v] : total_weight_; }
   bool dense() const { return args_.target_kind == TargetKind::kDense; }
 
   // Whether the mass of a class tells how many of the samples bear its label.
-  bool countable() const { return !dense() && args_.mass_kind == MassKind::kTargets && !weighted(); }
+  bool countable() const { return !dense() && is_balanced(args_); }
   // The sum of a class's squared targets, by its mass.
   double sum_squares(double mass) const {
     const double bearing = keep_ > 0 ? nearbyint((mass - off_ * double(taking_part_)) / keep_) : 0;

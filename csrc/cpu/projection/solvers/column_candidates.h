@@ -87,8 +87,8 @@ class ColumnCandidates {
     return true;
   }
 
-  // False where the entries are too many to be worth it. First, without branches, the groups of lanes with such
-  // entries, a bit per lane; then the entries themselves.
+  // False where the entries are too many to be worth it. First the groups of lanes with such entries are found, a bit
+  // per lane and without branches: hits[found] is overwritten until it is one. Then come the entries themselves.
   bool collect(const View<const T>& x, int64_t step, int64_t steps) {
     struct Hit {
       const T* row;

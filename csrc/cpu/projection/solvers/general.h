@@ -105,6 +105,7 @@ class General {  // large: to be had as Scratch
     repeat(shift, plan_.width, columns_);
     LaneMoments<T>& moments = totals_;
     bool all_finite = true;
+    // A second turn, which leaves out what is not finite, is taken only where the first one's sums are not finite.
     for (bool checked : {false, true}) {
       sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out, bool full) {
         if (full && !checked)
@@ -161,6 +162,8 @@ class General {  // large: to be had as Scratch
     }
   }
 
+  // Before each turn thresholds_ holds the next threshold of every vector that still searches. Those that
+  // kMaxEvaluations turns do not settle are left to finish_exactly().
   void search(double* p, double* d) {
     for (int evaluations = 0; searching_ > 0 && evaluations < kMaxEvaluations; ++evaluations) step(p, d);
   }

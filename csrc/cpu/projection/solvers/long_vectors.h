@@ -87,6 +87,8 @@ class Candidates {
     V sums[kVectors<T>] = {}, part[kVectors<T>] = {};
     Counts<T> are_one[kVectors<T>] = {}, are_active[kVectors<T>] = {};
     T* to = list_ + count_;
+    // Before each turn the sums and the list have the entries in front of j, and `part` is zero: it adds up in T, which
+    // keeps enough digits for a run.
     for (int64_t j = 0; j < entries;) {
       for (const int64_t end = smaller(j + kRun * kGroup, entries); j < end; j += kGroup) {
         for (int i = 0; i < kVectors<T>; ++i) {
@@ -114,6 +116,7 @@ class Candidates {
     } hits[kBlock / kGroup + 1];
     alignas(64) T floors[kGroup];
     for (int l = 0; l < kGroup; ++l) floors[l] = floor;
+    // Without branches: hits[found] is overwritten until it is one.
     int found = 0;
     for (int64_t j = 0; j < entries; j += kGroup) {
       const unsigned lanes = bits_greater_or_nan<kGroup>(x + j, floors);

@@ -55,6 +55,7 @@ class RowCandidates {
   static void sweep_maxima(const T* x, int64_t n, T* maxima) {
     T most[kRowMaxima];
     for (int l = 0; l < kRowMaxima; ++l) most[l] = x[l];
+    // The last few entries are left out: the floor may come from any entries of the row.
     for (int64_t j = kRowMaxima; j + kRowMaxima <= n; j += kRowMaxima) {
 #pragma omp simd
       for (int l = 0; l < kRowMaxima; ++l) most[l] = x[j + l] > most[l] ? x[j + l] : most[l];
@@ -71,6 +72,8 @@ class RowCandidates {
       const Vector<T> v = load_vector(from);
       count += compress_store(greater_or_nan(v, edge), v, list + count);
     };
+    // Before each turn the list has the `count` entries above the floor in front of j, at most kMostRowCandidates, and
+    // room for all that a turn may add.
     for (; j + kRowMaxima <= n; j += kRowMaxima) {
       for (int l = 0; l < kRowMaxima; l += kVectorLanes<T>) take(x + j + l);
       if (count > kMostRowCandidates) return kLeft;
@@ -151,6 +154,7 @@ static void project_row(const T* x, int64_t n, double p, double d, double tau, T
       store_vector<T>(clipped01(((load_vector(x + j + l) - head) - tail) * rate), y + j + l);
   };
   write(0);
+  // What lies in cache lines of its own is written in the loop; both ends, which may overlap it, hold the same there.
   const int64_t skipped = int64_t(-(reinterpret_cast<uintptr_t>(y) / sizeof(T))) & (kGroup - 1);
   for (int64_t j = skipped; j + kGroup <= n; j += kGroup) write(j);
   write(n - kGroup);

@@ -129,6 +129,7 @@ class ShortSearch {
       f_lo[i] = f_lo_[i];
       f_hi[i] = f_hi_[i];
     }
+    // The root stays between lo and hi, of which each turn replaces one by the t that it sweeps.
     for (int steps = 0; steps < kApproach; ++steps) {
       V sum[kCount] = {};
       I active[kCount] = {};
@@ -168,6 +169,8 @@ class ShortSearch {
   void search(const T* x, int64_t stride, int64_t n) {
     bool searching[kCount], going = true;
     for (int i = 0; i < kCount; ++i) searching[i] = any(equal(status_[i], I{} + kSearching));
+    // Before each turn t_ holds the next threshold of every lane that still searches. The others are swept along where
+    // they share a vector with one, and stay as they are. What kShortPatience turns do not settle is not solved.
     for (int evaluations = 0; going && evaluations < kShortPatience; ++evaluations) {
       going = false;
       for (int i = 0; i < kCount; ++i) {
@@ -185,6 +188,7 @@ class ShortSearch {
     const V ceiling = ceiling_of(t, tau);
     V sum{}, part{};
     I g{}, active{};
+    // `part` is zero before each turn: it adds up no more than a run, so that few digits are lost.
     for (int64_t j = 0; j < n;) {
       for (const int64_t stop = run_end(j, n); j < stop; ++j) {
         const V v = load_vector(x + j * stride), e = v - t.p;

@@ -20,6 +20,7 @@ class SingleRow {
     if (mass != mass_) quantile_ = normal_quantile(1 - mass / count_);
     mass_ = mass;
     if (!start(x, tau)) return false;
+    // Before each turn search_.t is the next threshold, which lies in the bracket; kRowPatience bounds the turns.
     while (search_.status == SearchStatus::kSearching) {
       search_.step(sweep(x));
       if (search_.flat != 0 || search_.steps > kRowPatience) return false;

@@ -72,7 +72,7 @@ class SortedEntries {
     for (int64_t j = h; j < g; ++j) sum += double(x_[j]) * unit_ - double(x_[t.j]) * unit_;
     return sum;
   }
-  // f grows as t falls, that is with j.
+  // f grows as t falls, that is with j: it is negative at all breakpoints before low, and nowhere from high on.
   Breakpoint last_nonnegative(bool one) const {
     int64_t low = 0, high = count_;
     while (low < high) {

@@ -1,6 +1,6 @@
-// Short vectors: a group of 1 to 32 lanes each, a vector's entries in the registers of its lanes, no barriers but those
-// of the warp. Few lanes with many entries each, rather than many with few: what the search works out per vector is
-// worked out by all lanes of a warp at once, for as many vectors as it holds.
+// Short vectors: each lies in the registers of a group of 1 to 32 lanes, so that only a warp's lanes wait for one
+// another. A group has few lanes with many entries each, rather than many with few: a step of the search takes a warp
+// as long for one vector as for all that it holds.
 #pragma once
 
 #include "block.cuh"
@@ -10,7 +10,7 @@ namespace hypersimplex {
 namespace cuda {
 
 template <class In>
-class Short {
+class RegisterRows {
  public:
   using T = Compute<In>;
   static constexpr int kItems = tuning::kShortBytes / int(sizeof(T));
@@ -19,24 +19,25 @@ class Short {
 
   const int tile;
   const int group, column, slot;
-  const Place place;
+  const VectorIndex index;
 
-  __device__ Short(const Plan& plan, const Shape& shape)
+  __device__ RegisterRows(const Plan& plan, const Shape& shape)
       : tile(int(blockIdx.x) * warp_count() + warp_id()),
         group(plan.group),
         column(plan.adjacent ? lane_id() % plan.columns : lane_id() / plan.group),
         slot(plan.adjacent ? lane_id() / plan.columns : lane_id() % plan.group),
-        place(locate(plan, shape, tile, column)),
+        index(locate(plan, shape, tile, column)),
         plan_(plan),
         shape_(shape),
         n_(int(plan.n)),
         chunks_((int(plan.n) + plan.group * kChunk - 1) / (plan.group * kChunk)) {}
 
   __device__ bool exists() const { return tile < plan_.tiles; }
-  __device__ Peers peers() const { return plan_.adjacent ? Peers{plan_.columns, 32} : Peers{1, group}; }
+  __device__ LaneGroup lanes() const { return plan_.adjacent ? LaneGroup{plan_.columns, 32} : LaneGroup{1, group}; }
   __device__ T first(const Items& x) const { return from_lane(x[0], plan_.adjacent ? column : column * group); }
 
-  // body(i) for the items that hold entries, unrolled; the items behind a vector's last entry among them.
+  // Calls body(i) for the items that hold entries, and for some behind a vector's last one. Unrolled, as registers have
+  // no index.
   template <class Body>
   __device__ __forceinline__ void for_items(Body body) const {
 #pragma unroll
@@ -48,13 +49,13 @@ class Short {
   }
 
   __device__ __forceinline__ void load(const In* data, const Strides& strides, Items& x, T padding) const {
-    Operand<const In> from(data, strides, shape_, plan_, place, 0);
+    Operand<const In> from(data, strides, shape_, plan_, index, 0);
     if (plan_.packs && !plan_.staged) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         T(&chunk)[kChunk] = reinterpret_cast<T(&)[kChunk]>(x[c * kChunk]);
         int j = (c * group + slot) * kChunk;
-        if (place.live && j < n_)
+        if (index.live && j < n_)
           unpack<In>(load_constant_pack(from.at + j), chunk);
         else
 #pragma unroll
@@ -67,18 +68,18 @@ class Short {
     for (int i = 0; i < kItems; ++i) {
       int j = i * group + slot;
       x[i] = padding;
-      if (place.live && j < n_) x[i] = widen(stage ? stage[staged(j)] : load_constant(from.entry(j)));
+      if (index.live && j < n_) x[i] = widen(stage ? stage[staged(j)] : load_constant(from.entry(j)));
     }
   }
 
   __device__ __forceinline__ void store(In* data, const Strides& strides, const Items& y) const {
-    Operand<In> to(data, strides, shape_, plan_, place, 0);
+    Operand<In> to(data, strides, shape_, plan_, index, 0);
     if (plan_.packs && !plan_.staged) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const T(&chunk)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(y[c * kChunk]);
         int j = (c * group + slot) * kChunk;
-        if (place.live && j < n_) *reinterpret_cast<uint4*>(to.at + j) = pack<In>(chunk);
+        if (index.live && j < n_) *reinterpret_cast<uint4*>(to.at + j) = pack<In>(chunk);
       }
       return;
     }
@@ -87,7 +88,7 @@ class Short {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       int j = i * group + slot;
-      if (place.live && j < n_) (stage ? stage[staged(j)] : *to.entry(j)) = narrow<In>(y[i]);
+      if (index.live && j < n_) (stage ? stage[staged(j)] : *to.entry(j)) = narrow<In>(y[i]);
     }
     if (stage) {
       warp_barrier();
@@ -101,7 +102,7 @@ class Short {
   static constexpr int kStagedBatch = 8;  // entries that a lane reads before it writes them
 
   __device__ In* stage_memory() const { return shared_memory<In>(warp_id() * kStagedBytes); }
-  // One entry is left out after every 32, so that lanes that each read a row of their own meet in few banks.
+  // One entry is left out after every 32: lanes that each read a row of their own then seldom hit the same bank.
   __device__ static int gapped(int e) { return e + e / kWarpSize; }
   static constexpr int kGappedWarp = kWarpSize + 1;
   __device__ int staged(int j) const { return gapped(column * n_ + j); }
@@ -120,7 +121,8 @@ class Short {
     warp_barrier();
     return stage;
   }
-  // write(e, u, read(e, u)) for all entries e + u * kWarpSize of the warp's rows, a batch of them at a time.
+  // Calls write(e, u, read(e, u)) for all entries e + u * kWarpSize of the warp's rows, a batch at a time. Before each
+  // turn all entries in front of e - lane_id() have been moved, by all lanes together.
   template <class Read, class Write>
   __device__ __forceinline__ void move_rows(Read read, Write write) const {
     constexpr int kBatchEntries = kStagedBatch * kWarpSize;
@@ -133,8 +135,8 @@ class Short {
         move_batch(e, end, read, write);
     }
   }
-  // All entries are read before the first is written, so that their latencies overlap. Behind the end another one is
-  // read once more: no branch may part the reads.
+  // All entries are read before the first is written, so that their latencies overlap. Behind the end entry e is read
+  // once more, as a branch would keep the reads apart.
   template <class Read, class Write>
   __device__ __forceinline__ void move_batch(int e, int end, Read read, Write write) const {
     In batch[kStagedBatch];
