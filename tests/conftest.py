@@ -91,7 +91,7 @@ def without_kernels(monkeypatch):
 
 @pytest.fixture
 def force():
-    """A function that forces a solver of the CPU (csrc/cpu/projection/plan.h), until the test ends; "" ends it before."""
+    """A function that forces a solver of the CPU (csrc/cpu/projection/plan.h) until the test ends, "" no longer."""
     native = pytest.importorskip("hypersimplex_ext._C").cpu
     yield native.force_solver
     native.force_solver("")

@@ -173,9 +173,9 @@ class PanelProduct {
     sweep(plan, threads, *swept, [&](int64_t step, int64_t steps, LaneSums& out) {
       with_entries(step, steps, [&](View<const T> x, View<const T> v) {
         if (args_.grad_tau)
-          sweep_jvp_sums<true>(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out);
+          sweep_jvp_sums<true>(x.at, v.at, steps, x.stride, v.stride, panel_.lanes(), lanes_, out);
         else
-          sweep_jvp_sums<false>(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out);
+          sweep_jvp_sums<false>(x.at, v.at, steps, x.stride, v.stride, panel_.lanes(), lanes_, out);
       });
     });
     for (int c = 0; c < plan.columns; ++c) set_sums(c, {total.a[c], total.b[c], total.c[c], total.e[c]});
@@ -185,7 +185,7 @@ class PanelProduct {
       with_entries(step, steps, [&](View<const T> x, View<const T> v) {
         const ScratchArray<T> buffer(kBlock);
         View<T> out = destination<In, T>(panel_, out_, step, steps, buffer);
-        sweep_jvp_write(x.at, v.at, steps, x.stride, v.stride, plan.width, lanes_, out.at, out.stride);
+        sweep_jvp_write(x.at, v.at, steps, x.stride, v.stride, panel_.live_lanes(), lanes_, out.at, out.stride);
         deliver<In, T>(panel_, out_, step, steps, out, buffer);
       });
     });
@@ -239,7 +239,7 @@ class PanelProduct {
 template <class In>
 void multiply(const JvpArgs& args, int threads) {
   using T = Compute<In>;
-  const Plan plan = make_plan(args.shape, args.x_strides, kMaxLanes);
+  const Plan plan = make_plan(args.shape, args.x_strides, threads);
   auto serves = [&](const Strides& strides) { return JvpRows<T>::serves(plan, strides); };
   const bool rows = std::is_same_v<In, T> && serves(args.x_strides) && serves(args.v_strides) &&
                     (!args.out || serves(args.out_strides));

@@ -79,20 +79,23 @@ static void set_projection(Lanes<T>& lanes, const Panel& panel, const double* p,
   for (T* row : {lanes.p, lanes.d, lanes.rate}) repeat(row, panel.plan.width, columns);
 }
 
+template <class L>
+static inline void set_lane(L& lanes, int64_t c, double p, double d, double tau) {
+  using T = decltype(lanes.p[0] + 0);
+  const bool finite = is_finite(p);
+  d = finite ? d : 0;
+  const T floor = active_floor<T>({p, d}), ceiling = active_ceiling<T>({p, d}, tau);
+  lanes.floor[c] = finite ? floor : T(HUGE_VAL);  // special rows have no active entry
+  lanes.ceiling[c] = finite ? ceiling : T(HUGE_VAL);
+  lanes.p[c] = T(p);
+  lanes.d[c] = T(d);
+  lanes.rate[c] = T(1 / tau);
+}
+
 template <class T>
 static void set_lanes(Lanes<T>& lanes, const LaneThresholds& t, int width, int columns) {
 #pragma omp simd
-  for (int c = 0; c < columns; ++c) {
-    double p = t.p[c], tau = t.tau[c];
-    bool finite = is_finite(p);
-    double d = finite ? t.d[c] : 0;
-    T floor = active_floor<T>({p, d}), ceiling = active_ceiling<T>({p, d}, tau);
-    lanes.floor[c] = finite ? floor : T(HUGE_VAL);  // special rows have no active entry
-    lanes.ceiling[c] = finite ? ceiling : T(HUGE_VAL);
-    lanes.p[c] = T(p);
-    lanes.d[c] = T(d);
-    lanes.rate[c] = T(1 / tau);
-  }
+  for (int c = 0; c < columns; ++c) set_lane(lanes, c, t.p[c], t.d[c], t.tau[c]);
   for (T* row : {lanes.floor, lanes.ceiling, lanes.p, lanes.d, lanes.rate}) repeat(row, width, columns);
 }
 

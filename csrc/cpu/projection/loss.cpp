@@ -1,8 +1,12 @@
 // The HyperSimplex loss, fused. Forward: per class, solve, then one sweep for the loss and the sums over the active
-// set. Backward: one sweep that reads logits and targets again and writes the gradient. Class indices become small
-// blocks of targets on the way, never a one-hot tensor; ignored samples become entries that take no part.
+// set. Backward: one sweep that reads logits and targets again and writes the gradient. Class indices are compared with
+// the lanes of a row, or become small blocks of targets on the way, never a one-hot tensor; ignored samples become
+// entries that take no part.
+#include <type_traits>
+
 #include "cpu/launchers.h"
 #include "cpu/projection/loss_targets.h"
+#include "cpu/projection/solve_panel.h"
 #include "cpu/projection/solvers/column_candidates.h"
 #include "loss_state.h"
 
@@ -10,14 +14,17 @@ namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 namespace {
 
-// (a) FenchelYoung and (b) Weighted as template arguments of function<a, b>.
-#define HYPERSIMPLEX_LOSS_VARIANT(function, fenchel_young, weighted, ...) \
-  do {                                                                    \
-    if (fenchel_young && weighted) function<true, true>(__VA_ARGS__);     \
-    if (fenchel_young && !weighted) function<true, false>(__VA_ARGS__);   \
-    if (!fenchel_young && weighted) function<false, true>(__VA_ARGS__);   \
-    if (!fenchel_young && !weighted) function<false, false>(__VA_ARGS__); \
-  } while (false)
+// Calls body(fenchel_young, weighted, targets), the former two as std::bool_constant, with what serves this block.
+template <class Batch, class Block, class Body>
+void with_variant(const Batch& samples, const Block& in, bool fenchel_young, const Body& body) {
+  const DenseTargets<typename Batch::T> dense{in.target.at, in.target.stride};
+  if (in.labelled && fenchel_young) return body(std::true_type(), std::false_type(), samples.by_label(in));
+  if (in.labelled) return body(std::false_type(), std::false_type(), samples.by_label(in));
+  if (fenchel_young && samples.weighted()) return body(std::true_type(), std::true_type(), dense);
+  if (fenchel_young) return body(std::true_type(), std::false_type(), dense);
+  if (samples.weighted()) return body(std::false_type(), std::true_type(), dense);
+  body(std::false_type(), std::false_type(), dense);
+}
 
 // One class of a batch, for what sweeps.h cannot express: entry by entry, in double.
 template <class In>
@@ -75,21 +82,23 @@ LossArgs collapsed(LossArgs args) {
 
 // The sums of sweep_loss for the squared loss from the tops alone: below them y = 0, and a residual is minus a target.
 template <class In>
-void sum_tops(const LossBatch<In>& samples, const Panel& panel, const ColumnCandidates<Compute<In>>& tail,
-              const Lanes<Compute<In>>& lanes, const double* k, LaneSums& out) {
+void sum_tops(const LossBatch<In>& samples, const Panel& panel, const ColumnCandidates<Compute<In>>& tops,
+              const LossState& state, const PerVector& tau, LaneSums& out) {
   using T = Compute<In>;
+  const Scratch<Lanes<T>> set;
+  const Lanes<T>& lanes = *set;
+  set_lanes(*set, panel, {state.p, state.d}, tau);
   for (int c = 0; c < panel.live; ++c) {
     const int64_t v = panel.vector(c);
-    double active = 0, mean = 0, loss = samples.sum_squares(k[v]);
-    tail.for_each(c, [&](int64_t j, T x) {
-      if (!(x > lanes.floor[c])) return;
-      const T y = clip01(((x - lanes.p[c]) - lanes.d[c]) * lanes.rate[c]), target = T(samples.target(panel, c, j));
+    const T floor = lanes.floor[c], ceiling = lanes.ceiling[c], p = lanes.p[c], d = lanes.d[c], rate = lanes.rate[c];
+    double active = 0, mean = 0, loss = samples.sum_squares(state.k[v]);
+    tops.for_each(c, [&](int64_t j, T x) {
+      const T y = clip01(((x - p) - d) * rate), target = samples.target_of_label(samples.index(j) == v);
       const double r = y - target;
+      const bool is_active = (x > floor) & (x < ceiling);
       loss += r * r - double(target) * double(target);
-      if (x < lanes.ceiling[c]) {
-        active += 1;
-        mean += r;
-      }
+      active += is_active;
+      mean += is_active ? r : 0.0;
     });
     out.a[c] = active;
     out.b[c] = mean;
@@ -97,11 +106,49 @@ void sum_tops(const LossBatch<In>& samples, const Panel& panel, const ColumnCand
   }
 }
 
+// The sums of sweep_loss over a panel that has been solved.
+template <class In, class Entries>
+void sum_panel(const LossBatch<In>& samples, const Panel& panel, int threads, const Entries& entries,
+               const LossState& state, const PerVector& tau, bool fenchel_young, LaneSums& total) {
+  using T = Compute<In>;
+  const Scratch<Lanes<T>> lanes;
+  set_lanes(*lanes, panel, {state.p, state.d}, tau);
+  sweep(panel.plan, threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {
+    const ScratchArray<T> buffers(3 * kBlock);
+    auto read = [&](int64_t step, int64_t steps, bool, T* buffer) { return entries(step, steps, buffer); };
+    const auto in = samples.block(panel, read, step, steps, buffers, buffers + kBlock, buffers + 2 * kBlock);
+    with_variant(samples, in, fenchel_young, [&](auto variant, auto weighted, const auto& targets) {
+      sweep_loss<variant(), weighted()>(in.x.at, targets, in.weight, steps, in.x.stride, panel.lanes(),
+                                        panel.plan.width, *lanes, out);
+    });
+  });
+}
+
+// What the sums over a panel make of its classes.
+template <class In>
+void finish(const LossBatch<In>& samples, const Panel& panel, const LaneSums& total, const LossState& state,
+            const LossArgs& args, double* losses) {
+  const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
+  for (int c = 0; c < panel.live; ++c) {
+    const int64_t v = panel.vector(c);
+    const double p = state.p[v], d = state.d[v], tau = at(args.tau, v);
+    const double balance = fenchel_young && !is_balanced(args) ? total.e[c] : 0;
+    const double shift = threshold_shift({p, d}, tau, balance);
+    state.active[v] = total.a[c];
+    state.mean[v] = mean_of_active(total.b[c], total.a[c]);
+    losses[v] = total.c[c] + shift;
+    const bool infinite = fenchel_young && !is_finite(p) && losses[v] != 0;
+    if (!infinite && !is_cancelled(losses[v], shift) && regular<Compute<In>>(p, d, tau)) continue;
+    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
+    losses[v] = IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.loss(state.active[v], state.mean[v]);
+  }
+}
+
 template <class In>
 void forward(const LossArgs& args, void* loss, int threads) {
   using T = Compute<In>;
   const int64_t classes = args.shape.inner;
-  const Plan plan = make_plan(args.shape, args.x_strides, kAbreast);
+  const Plan plan = make_plan(args.shape, args.x_strides, threads);
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   refuse_forced(plan, false, true);
   LossState state(args.state, classes);
@@ -118,57 +165,34 @@ void forward(const LossArgs& args, void* loss, int threads) {
         return samples.entries(Panel(plan, i), x, step, steps, ignored, buffer);
       };
     };
-    const ScratchArray<ColumnCandidates<T>> tails(end - begin);
+    const ScratchArray<ColumnCandidates<T>> tops(end - begin);
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
       some_ignored[i] = samples.masses(panel, inner_threads, state.k + panel.vector(0));
-      tails[i - begin].open(panel, source(i), {state.k, 0}, args.tau);
+      tops[i - begin].open(panel, source(i), {state.k, 0}, args.tau);
     }
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
-      for (int64_t i = begin; i < end; ++i) tails[i - begin].collect(plan, chunk, source(i));
-    const ScratchArray<Lanes<T>> lanes(end - begin);
+    for_each_rows(plan, end - begin, 0, plan.chunks, [&](int64_t step, int64_t steps) {
+      for (int64_t i = begin; i < end; ++i) tops[i - begin].collect(source(i), step, steps);
+    });
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
-      const int64_t first = panel.vector(0);
-      ColumnCandidates<T>& tail = tails[i - begin];
-      tail.close(panel, {state.k, 0}, args.tau);
-      auto entries = source(i);
-      if (tail.length() > 0)
-        solve_candidates(panel, tail, {state.k, 0}, args.tau, state.p + first, state.d + first);
-      else
-        cpu::note(Scratch<PanelSolver<T, decltype(entries)>>(panel, inner_threads, entries)
-                      ->solve({state.k, 0}, args.tau, state.p + first, state.d + first));
-      set_lanes(lanes[i - begin], panel, {state.p, state.d}, args.tau);
-    }
-
-    const ScratchArray<LaneSums> totals(end - begin);
-    sweep(plan, inner_threads, end - begin, &totals[0], [&](int64_t i, int64_t step, int64_t steps, LaneSums& out) {
-      if (sparse && tails[i].length() > 0) return;
-      const Panel panel(plan, begin + i);
-      const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-      const ScratchArray<T> buffers(3 * kBlock);
-      const auto in = samples.block(panel, x, step, steps, buffers, buffers + kBlock, buffers + 2 * kBlock);
-      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss, fenchel_young, samples.weighted(), in.x.at, in.target.at, in.weight, steps,
-                                in.x.stride, in.target.stride, plan.width, lanes[i], out);
-    });
-    for (int64_t i = begin; sparse && i < end; ++i)
-      if (tails[i - begin].length() > 0)
-        sum_tops(samples, Panel(plan, i), tails[i - begin], lanes[i - begin], state.k, totals[i - begin]);
-    for (int64_t v = begin * plan.columns; v < smaller(end * plan.columns, classes); ++v) {
-      const Panel panel(plan, v / plan.columns);
-      const int c = int(v % plan.columns);
-      const LaneSums& total = totals[panel.index - begin];
-      double p = state.p[v], d = state.d[v], tau = at(args.tau, v);
-      double balance = fenchel_young && !is_balanced(args) ? total.e[c] : 0;
-      double shift = threshold_shift({p, d}, tau, balance);
-      state.active[v] = total.a[c];
-      state.mean[v] = mean_of_active(total.b[c], total.a[c]);
-      losses[v] = total.c[c] + shift;
-      bool infinite = fenchel_young && !is_finite(p) && losses[v] != 0;
-      if (!infinite && !is_cancelled(losses[v], shift) && regular<T>(p, d, tau)) continue;
-      Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-      losses[v] =
-          IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.loss(state.active[v], state.mean[v]);
+      ColumnCandidates<T>& top = tops[i - begin];
+      top.close(panel, {state.k, 0}, args.tau);
+      const Scratch<LaneSums> totals;
+      const auto entries = source(i);
+      if (top.length() > 0) {
+        solve_candidates(panel, top, {state.k, 0}, args.tau, state.p + panel.vector(0), state.d + panel.vector(0));
+        if (sparse)
+          sum_tops(samples, panel, top, state, args.tau, *totals);
+        else
+          sum_panel(samples, panel, inner_threads, entries, state, args.tau, fenchel_young, *totals);
+      } else {
+        const Scratch<PanelSolver<T, decltype(entries)>> solver(panel, inner_threads, entries);
+        cpu::note(solver->solve({state.k, 0}, args.tau, state.p + panel.vector(0), state.d + panel.vector(0)));
+        auto read = [&](int64_t step, int64_t steps, T* buffer) { return solver->entries(step, steps, buffer); };
+        sum_panel(samples, panel, inner_threads, read, state, args.tau, fenchel_young, *totals);
+      }
+      finish(samples, panel, *totals, state, args, losses.get());
     }
   });
 
@@ -185,65 +209,69 @@ void forward(const LossArgs& args, void* loss, int threads) {
 template <class In>
 void backward(const LossArgs& args, const LossBackward& backward, int threads) {
   using T = Compute<In>;
-  const Plan plan = make_plan(args.shape, args.x_strides, kAbreast);
+  const Plan plan = make_plan_of_width(args.shape, args.x_strides, INT32_MAX);  // a matrix is walked row by row
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   const LossState state(args.state, args.shape.inner);
   const LossBatch<In> samples(args);
   const double upstream = load(*static_cast<const In*>(backward.grad_output)) * *state.scale * (fenchel_young ? 1 : 2);
-
-  std::unique_ptr<Lanes<T>[]> lanes(new Lanes<T>[plan.panels]);
   auto gain = [&](int64_t v) { return gradient_gain(args, upstream, at(args.tau, v), v); };
+
+  const int64_t each = GradientLanes<T>::size(plan.width);
+  const Aligned<T> memory(each * plan.panels);
+  auto lanes_of = [&](int64_t i) { return GradientLanes<T>(memory + i * each, plan.width); };
+  bool irregular = false;
   for (int64_t i = 0; i < plan.panels; ++i) {
     const Panel panel(plan, i);
-    set_lanes(lanes[i], panel, {state.p, state.d}, args.tau);
+    const GradientLanes<T> lanes = lanes_of(i);
     for (int c = 0; c < plan.columns; ++c) {
-      int64_t v = panel.vector(c);
-      bool live = c < panel.live;
-      lanes[i].gain[c] = live ? T(gain(v)) : 0;
-      lanes[i].mean[c] = live ? T(state.mean[v]) : 0;
-      lanes[i].lambda[c] = live ? T(finite_lambda({state.p[v], state.d[v]}, at(args.tau, v))) : 0;
+      const bool live = c < panel.live;
+      const int64_t v = live ? panel.vector(c) : 0;
+      const double p = live ? state.p[v] : HUGE_VAL, d = state.d[v], tau = at(args.tau, v);
+      set_lane(lanes, c, p, d, tau);
+      lanes.gain[c] = T(gain(v));
+      lanes.mean[c] = T(state.mean[v]);
+      lanes.lambda[c] = T(finite_lambda({p, d}, tau));
+      irregular |= live && !regular<T>(p, d, tau);
     }
-    for (T* row : {lanes[i].gain, lanes[i].mean, lanes[i].lambda}) repeat(row, plan.width, plan.columns);
+    for (T* row : {lanes.floor, lanes.ceiling, lanes.p, lanes.d, lanes.rate, lanes.gain, lanes.mean, lanes.lambda})
+      repeat(row, plan.width, plan.columns);
   }
 
-  // Panels side by side take turns at a chunk of rows, so that a wide matrix is walked row by row.
-  auto write = [&](int64_t chunk, int64_t i) {
-    const Panel panel(plan, i);
-    Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-    Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
-    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-      const ScratchArray<T> buffers(4 * kBlock);
-      T* const out_buffer = buffers + 3 * kBlock;
-      const auto in = samples.block(panel, x, step, steps, buffers, buffers + kBlock, buffers + 2 * kBlock);
-      View<T> out = destination(panel, grad, step, steps, out_buffer);
-      HYPERSIMPLEX_LOSS_VARIANT(sweep_loss_gradient, fenchel_young, samples.weighted(), in.x.at, in.target.at,
-                                in.weight, steps, in.x.stride, in.target.stride, plan.width, lanes[i], out.at,
-                                out.stride);
+  // By chunks of rows rather than by panels, so that a matrix is walked row by row whatever its order.
+  parallel_for(plan.chunks * plan.panels, threads_for(plan, threads), [&](int64_t part) {
+    const Panel panel(plan, part % plan.panels);
+    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
+    const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
+    const int64_t entries = plan.block_entries();
+    const ScratchArray<T> buffers(4 * entries);
+    T* const out_buffer = buffers + 3 * entries;
+    auto read = [&](int64_t step, int64_t steps, bool some_ignored, T* buffer) {
+      return samples.entries(panel, x, step, steps, some_ignored, buffer);
+    };
+    for_each_block(plan, part / plan.panels, [&](int64_t step, int64_t steps) {
+      const auto in = samples.block(panel, read, step, steps, buffers, buffers + entries, buffers + 2 * entries);
+      const View<T> out = destination(panel, grad, step, steps, out_buffer);
+      with_variant(samples, in, fenchel_young, [&](auto variant, auto weighted, const auto& targets) {
+        sweep_loss_gradient<variant(), weighted()>(in.x.at, targets, in.weight, steps, in.x.stride, panel.live_lanes(),
+                                                   plan.width, lanes_of(panel.index), out.at, out.stride);
+      });
       deliver(panel, grad, step, steps, out, out_buffer);
     });
-  };
-  const int team = threads_for(plan, threads);
-  if (plan.chunks >= team)
-    parallel_for(plan.chunks, team, [&](int64_t chunk) {
-      for (int64_t i = 0; i < plan.panels; ++i) write(chunk, i);
-    });
-  else
-    parallel_for(plan.panels, team, [&](int64_t i) {
-      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) write(chunk, i);
-    });
-
-  for_each_panel(plan, threads, [&](const Panel& panel, int) {
-    Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-    Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
-    for (int c = 0; c < panel.live; ++c) {
-      int64_t v = panel.vector(c);
-      double tau = at(args.tau, v);
-      if (regular<T>(state.p[v], state.d[v], tau)) continue;
-      IrregularClass<In> irregular{samples, panel, x, c, state.p[v], state.d[v], tau, fenchel_young};
-      for (int64_t j = 0; j < plan.n; ++j)
-        store(T(irregular.gradient(j, state.mean[v], gain(v))), *grad.entry(plan.shape, c, j));
-    }
   });
+
+  for (int64_t i = 0; irregular && i < plan.panels; ++i) {
+    const Panel panel(plan, i);
+    const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
+    const Operand<In> grad(static_cast<In*>(backward.grad), backward.grad_strides, panel);
+    for (int c = 0; c < panel.live; ++c) {
+      const int64_t v = panel.vector(c);
+      const double tau = at(args.tau, v);
+      if (regular<T>(state.p[v], state.d[v], tau)) continue;
+      const IrregularClass<In> one{samples, panel, x, c, state.p[v], state.d[v], tau, fenchel_young};
+      for (int64_t j = 0; j < plan.n; ++j)
+        store(T(one.gradient(j, state.mean[v], gain(v))), *grad.entry(plan.shape, c, j));
+    }
+  }
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ class LossBatch {
 
   // Whether the mass of a class tells how many of the samples bear its label.
   bool countable() const { return !dense() && is_balanced(args_); }
+  // Of a sample that takes part, where there are class indices.
+  T target_of_label(bool bears) const { return bears ? T(off_ + keep_) : T(off_); }
   // The sum of a class's squared targets, by its mass.
   double sum_squares(double mass) const {
     const double bearing = keep_ > 0 ? nearbyint((mass - off_ * double(taking_part_)) / keep_) : 0;
@@ -87,7 +89,7 @@ class LossBatch {
       sweep(panel.plan, threads, *found, [&](int64_t step, int64_t steps, LaneSums& out) {
         const ScratchArray<T> buffer(kBlock);
         View<const T> block = fetch(panel, dense_operand(panel), step, steps, ignored_label_, buffer);
-        sweep_labels(block.at, steps, block.stride, panel.plan.width, ignored_label_, out);
+        sweep_labels(block.at, steps, block.stride, panel.lanes(), ignored_label_, out);
       });
     }
     bool some_ignored = false;
@@ -122,17 +124,36 @@ class LossBatch {
   // are 0.
   struct Block {
     View<const T> x, target;
-    const T* weight;  // by lane, [steps, width]; anything readable where there are none
+    const T* weight;           // by lane, [steps, width]; anything readable where there are none
+    const Count<T>* labelled;  // the lane of each row that bears a label, in place of `target`; or null
   };
-  Block block(const Panel& panel, const Operand<const In>& x, int64_t step, int64_t steps, T* x_buffer,
-              T* target_buffer, T* weight_buffer) const {
+  // read(step, steps, some_ignored, buffer) gives the logits, and those that take no part as entries() does.
+  template <class Read>
+  Block block(const Panel& panel, const Read& read, int64_t step, int64_t steps, T* x_buffer, T* target_buffer,
+              T* weight_buffer) const {
+    if (by_label(panel)) {
+      Count<T>* const labelled = reinterpret_cast<Count<T>*>(target_buffer);
+      const int64_t first = panel.vector(0);
+      bool all = true;
+      for (int64_t s = 0; s < steps; ++s) {
+        const int64_t index = this->index(step + s);
+        all &= index != args_.ignore_index;
+        labelled[s] = index == args_.ignore_index ? Count<T>(-1) : Count<T>(index - first);
+      }
+      if (all || off_ == 0) return {read(step, steps, !all, x_buffer), {}, weight_buffer, labelled};
+    }
     bool some_ignored = false;
     const View<const T> target = targets(panel, step, steps, target_buffer, some_ignored);
     if (weighted()) fill_weights(panel, step, steps, some_ignored, weight_buffer);
-    return {entries(panel, x, step, steps, some_ignored, x_buffer), target, weight_buffer};
+    return {read(step, steps, some_ignored, x_buffer), target, weight_buffer, nullptr};
   }
+  // What a sweep is to take for the targets of a block by label.
+  LabelTargets<T> by_label(const Block& block) const { return {block.labelled, T(off_ + keep_), T(off_)}; }
 
  private:
+  bool by_label(const Panel& panel) const {
+    return !dense() && !weighted() && panel.plan.side_by_side() && classes_ < (int64_t(1) << 30);
+  }
   static T as_label(double number) {  // rounded as targets are
     In label;
     store(T(number), label);
@@ -190,6 +211,26 @@ class LossBatch {
     return {static_cast<const In*>(args_.target), args_.target_strides, panel};
   }
 
+  // The targets of one class; whether some samples are ignored.
+  bool fill_class(int64_t v, int64_t begin, int64_t count, T* buffer) const {
+    const T rest = T(off_), label = T(off_ + keep_);
+    const int64_t none = args_.ignore_index;
+    int64_t ignored = 0;
+    auto fill = [&](const auto& index_of) {
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t index = index_of(j);
+        buffer[j] = index == none ? T(0) : index == v ? label : rest;
+        ignored |= index == none;
+      }
+    };
+    const int64_t* const indices = static_cast<const int64_t*>(args_.target) + begin;
+    if (flat_ && args_.target_strides.n2 == 1)
+      fill([&](int64_t j) { return indices[j]; });
+    else
+      fill([&](int64_t j) { return index(begin + j); });
+    return ignored != 0;
+  }
+
   // off + keep * label, and whether some entries are ignored.
   View<const T> targets(const Panel& panel, int64_t step, int64_t steps, T* buffer, bool& some_ignored) const {
     const Plan& plan = panel.plan;
@@ -198,11 +239,13 @@ class LossBatch {
     const T rest = T(off_), label = T(off_ + keep_);
     if (dense()) {
       const View<const T> labels = fetch(panel, dense_operand(panel), step, steps, T(0), buffer);
-      some_ignored = contains(labels.at, steps, labels.stride, plan.width, ignored_label_);
+      some_ignored = contains(labels.at, steps, labels.stride, panel.lanes(), ignored_label_);
       if (off_ == 0 && !some_ignored) return labels;
       if (labels.at != buffer) gather(panel, dense_operand(panel), step, steps, T(0), buffer);
       for (int64_t e = 0; e < real * plan.columns; ++e)
         buffer[e] = buffer[e] == ignored_label_ ? T(0) : T(off_ + keep_ * buffer[e]);
+    } else if (plan.columns == 1) {
+      some_ignored = fill_class(panel.vector(0), begin, real, buffer);
     } else {
       for (int64_t e = 0; e < real * plan.columns; ++e) buffer[e] = rest;
       const int64_t first = panel.vector(0);

@@ -33,6 +33,9 @@ struct Panel {
         lane(index % plan.panels_per_line * plan.columns) {
     live = int(smaller(plan.columns, plan.lane_count - lane));
   }
+  // Lanes whose results count, and in whole groups those to be computed with.
+  int live_lanes() const { return plan.side_by_side() ? live : plan.width; }
+  int lanes() const { return int(ceil_div(live_lanes(), kGroup)) * kGroup; }
   int64_t vector(int column) const { return line * plan.lane_count + lane + column; }
 };
 
@@ -50,11 +53,14 @@ struct Operand {
   Data* entry(const Shape& shape, int column, int64_t j) const {
     return at + column * lane + (j / shape.n2) * n1 + (j % shape.n2) * n2;
   }
-  // Whether the block's rows of lanes lie in memory as they are, `stride()` apart.
+  // Whether the block's rows of lanes lie in memory as they are, `stride()` apart. Lanes behind the live columns hold
+  // what follows in memory, the beginning of the next row.
   bool direct(const Panel& panel, int64_t step, int64_t steps) const {
     const Plan& plan = panel.plan;
     bool row = (plan.columns == 1 || lane == 1) && (plan.columns == plan.width || n2 == plan.columns);
-    return row && flat(plan.shape) && panel.live == plan.columns && (step + steps) * plan.entries_per_step() <= plan.n;
+    const bool last = (step + steps) * plan.entries_per_step() >= plan.n + (panel.live == plan.columns);
+    return row && flat(plan.shape) && !last &&
+           (panel.live == plan.columns || (plan.in_matrix && n2 >= plan.columns - panel.live));
   }
   int64_t stride(const Plan& plan) const { return plan.columns == plan.width ? n2 : plan.width; }
 
@@ -91,6 +97,15 @@ static inline bool rows(const Panel& panel, const Operand<Data>& operand) {
   return plain(operand.at) && operand.n2 == 1 && panel.plan.columns % kGroup == 0 && panel.live == panel.plan.columns;
 }
 
+// body(c) for every c < count, in whole groups as far as there are any, which compilers turn into vectors.
+template <class Body>
+static inline void by_groups(int count, const Body& body) {
+  int c = 0;
+  for (; c + kGroup <= count; c += kGroup)
+    for (int l = 0; l < kGroup; ++l) body(c + l);
+  for (; c < count; ++c) body(c);
+}
+
 // The block in the buffer, [steps, width]; entry j of column c lies at j * columns + c.
 template <class In, class T>
 static void gather(const Panel& panel, const Operand<const In>& from, int64_t step, int64_t steps, T padding,
@@ -107,7 +122,7 @@ static void gather(const Panel& panel, const Operand<const In>& from, int64_t st
         rows_to_lanes(reinterpret_cast<const T*>(in + g * from.lane), from.lane, count, out + g, columns);
     } else if (from.lane == 1) {
       for (int64_t j = 0; j < count; ++j)
-        for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c]);
+        by_groups(live, [&](int c) { out[j * columns + c] = load(in[j * from.n2 + c]); });
     } else if (from.lane < from.n2) {
       for (int64_t j = 0; j < count; ++j)
         for (int c = 0; c < live; ++c) out[j * columns + c] = load(in[j * from.n2 + c * from.lane]);
@@ -131,6 +146,9 @@ static void scatter(const Panel& panel, const Operand<In>& to, int64_t step, int
     } else if (rows(panel, to)) {
       for (int g = 0; g < columns; g += kGroup)
         lanes_to_rows(in + g, columns, count, reinterpret_cast<T*>(out + g * to.lane), to.lane);
+    } else if (to.lane == 1) {
+      for (int64_t j = 0; j < count; ++j)
+        by_groups(live, [&](int c) { store(in[j * columns + c], out[j * to.n2 + c]); });
     } else if (to.lane < to.n2) {
       for (int64_t j = 0; j < count; ++j)
         for (int c = 0; c < live; ++c) store(in[j * columns + c], out[j * to.n2 + c * to.lane]);
@@ -177,38 +195,34 @@ static void for_each_block(const Plan& plan, int64_t chunk, const Body& body) {
   if (full < end) body(full, end - full);
 }
 
-// Runs body(i, step, steps, accumulator) over all blocks of `count` panels, chunk by chunk, and leaves the totals by
-// column in total[i].
-template <class Accumulator, class Body>
-static void sweep(const Plan& plan, int threads, int64_t count, Accumulator* total, const Body& body) {
-  auto run = [&](int64_t i, int64_t chunk, Accumulator& out) {
-    out.clear(plan.width);
-    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) { body(i, step, steps, out); });
-    out.fold(plan.width, plan.columns);
-  };
-  // Rounds of chunks: a round's partial totals are merged in order, whoever computed them.
-  constexpr int kRound = 32;
-  const int64_t round = threads > 1 ? smaller(kRound, plan.chunks) : 1;
-  const ScratchArray<Accumulator> partial(plan.chunks > 1 ? round : 0);
-  for (int64_t first = 0; first < plan.chunks; first += round) {
-    const int64_t chunks = smaller(round, plan.chunks - first);
-    for (int64_t i = 0; i < count; ++i) {
-      if (first == 0 && chunks == 1) {
-        run(i, 0, total[i]);
-        continue;
-      }
-      if (first == 0) total[i].clear(plan.columns);
-      walk_parts(chunks, threads, Walk::kForwards, [&](int64_t j, int64_t) { run(i, first + j, partial[j]); });
-      for (int64_t j = 0; j < chunks; ++j) total[i].merge(partial[j], plan.columns);
-    }
-  }
+// Blocks of the chunks from `begin` to `end`, for `panels` of them in turn: where they lie side by side those of a few
+// rows, so that a wide matrix is walked row by row.
+template <class Body>
+static void for_each_rows(const Plan& plan, int64_t panels, int64_t begin, int64_t end, const Body& body) {
+  const int64_t few = kBlock / (panels * plan.width), rows = smaller(few > kFewRows ? few : kFewRows, plan.block_steps);
+  for (int64_t chunk = begin; chunk < end; ++chunk)
+    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
+      for (int64_t s = step; s < step + steps; s += rows) body(s, smaller(rows, step + steps - s));
+    });
 }
 
-// The same for one panel, body(step, steps, accumulator).
+// Runs body(step, steps, accumulator) over all blocks of a panel and leaves the totals by column in `total`. The
+// chunks' totals are merged in order, whoever computed them: all together where there are threads, else one by one.
 template <class Accumulator, class Body>
 static void sweep(const Plan& plan, int threads, Accumulator& total, const Body& body) {
-  sweep(plan, threads, 1, &total,
-        [&](int64_t, int64_t step, int64_t steps, Accumulator& out) { body(step, steps, out); });
+  auto run = [&](int64_t chunk, Accumulator& out) {
+    out.clear(plan.width);
+    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) { body(step, steps, out); });
+    out.fold(plan.width, plan.columns);
+  };
+  if (plan.chunks == 1) return run(0, total);
+  const int64_t round = threads > 1 ? plan.chunks : 1;
+  const ScratchArray<Accumulator> partial(round);
+  total.clear(plan.columns);
+  for (int64_t first = 0; first < plan.chunks; first += round) {
+    walk_parts(round, threads, Walk::kForwards, [&](int64_t j, int64_t) { run(first + j, partial[j]); });
+    for (int64_t j = 0; j < round; ++j) total.merge(partial[j], plan.columns);
+  }
 }
 
 template <class Body>
@@ -222,11 +236,16 @@ static inline int threads_for(const Plan& plan, int threads) {
   return int(smaller(threads, 1 + plan.panels * plan.n * plan.columns / kGrain));
 }
 
+// Whether each thread has panels of its own; else all of them work on one together.
+static inline bool panels_go_round(const Plan& plan, int threads) {
+  return plan.panels >= (plan.in_matrix ? 1 : 2) * threads || plan.chunks == 1;
+}
+
 // Runs body(panel, threads): panels side by side where there are enough of them, else each over all threads.
 template <class Body>
 static void for_each_panel(const Plan& plan, int threads, const Body& body) {
   threads = threads_for(plan, threads);
-  bool across = plan.panels >= 2 * threads || plan.chunks == 1;
+  bool across = panels_go_round(plan, threads);
   int64_t batch = smaller(kGrain / (plan.n * plan.columns), plan.panels / (4 * threads));
   parallel_for(
       plan.panels, across ? threads : 1, [&](int64_t i) { body(Panel(plan, i), across ? 1 : threads); },
@@ -248,7 +267,7 @@ static void for_each_batch(const Plan& plan, int threads, const Body& body) {
 template <class Body>
 static void for_each_team(const Plan& plan, int threads, const Body& body) {
   threads = threads_for(plan, threads);
-  bool across = plan.panels >= 2 * threads || plan.chunks == 1;
+  bool across = panels_go_round(plan, threads);
   bool wide = across && plan.chunks > 1 && plan.columns == plan.width;
   int64_t size = wide ? smaller(kTeam, ceil_div(plan.panels, threads)) : 1;
   parallel_for(ceil_div(plan.panels, size), across ? threads : 1,

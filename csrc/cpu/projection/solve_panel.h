@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/projection/solvers/general.h"
+#include "cpu/projection/solvers/long_columns.h"
 #include "cpu/projection/solvers/long_vectors.h"
 #include "cpu/projection/solvers/short_vectors.h"
 
@@ -21,21 +22,28 @@ class PanelSolver {  // large: to be had as Scratch
   // tops() are found, visit(step, steps) has seen every block, in a sweep that had to be.
   template <class Visit>
   cpu::SolverSet solve(const PerVector& k, const PerVector& tau, double* p, double* d, const Visit& visit) {
-    general_.keep();
-    const View<const T>& x = general_.kept();
     cpu::SolverSet tried = 0;
     const bool* solved = nullptr;
-    if (wants_short_vectors(panel_.plan) && x.at) {
+    auto read = [&](int64_t step, int64_t steps, T* buffer) { return general_.entries(step, steps, buffer); };
+    if (wants_short_vectors(panel_.plan)) {
       tried |= set_of(cpu::Solver::kShortVectors);
-      if (short_.solve(panel_, x.at, x.stride, k, tau, p, d, solved_)) return tried;
+      general_.keep_in_place();
+      const View<const T>& x = general_.kept();
+      if (x.at ? short_.solve(panel_, x.at, x.stride, k, tau, p, d, solved_)
+               : short_.solve_copied(panel_, read, k, tau, p, d, solved_))
+        return tried;
       solved = solved_;
-    } else if (panel_.plan.columns == 1) {
+    } else if (can_use_long_vectors(panel_.plan)) {
       const int64_t v = panel_.vector(0);
-      auto read = [&](int64_t step, int64_t steps, T* buffer) { return general_.entries(step, steps, buffer); };
       const bool done = long_.solve(panel_, threads_, read, at(k, v), at(tau, v), visit, p, d);
       if (long_.tried()) tried |= set_of(cpu::Solver::kLongVectors);
       if (done) return tried;
+    } else if (wants_long_columns(panel_.plan)) {
+      tried |= set_of(cpu::Solver::kLongColumns);
+      if (Scratch<LongColumns<T>>()->solve(panel_, threads_, read, k, tau, p, d, solved_)) return tried;
+      solved = solved_;
     }
+    general_.keep();
     general_.solve(k, tau, p, d, solved);
     return tried | set_of(cpu::Solver::kGeneral);
   }

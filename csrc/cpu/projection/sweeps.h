@@ -51,15 +51,15 @@ static inline V clipped01(V v) {
 
 // Asks for the entries that a walk over rows comes to next: where rows are far apart, no processor foresees them.
 template <class T>
-static inline void prefetch(const T* row, int64_t stride) {
-  __builtin_prefetch(row + 8 * stride);
+static inline void prefetch(const T* row, int64_t stride, int64_t ahead = 8) {
+  __builtin_prefetch(row + ahead * stride);
 }
 
 // What a lane knows of its vector: A = { floor < x < ceiling }, y = clip(((x - p) - d) * rate, 0, 1).
 template <class T>
 struct alignas(64) Lanes {
   T floor[kMaxLanes], ceiling[kMaxLanes], p[kMaxLanes], d[kMaxLanes], rate[kMaxLanes];
-  T mean[kMaxLanes], gain[kMaxLanes], lambda[kMaxLanes];  // backward passes only
+  T mean[kMaxLanes];  // backward passes only
 };
 
 // Adds one group's accumulators to the doubles; the loop that every sweep ends in.
@@ -214,22 +214,35 @@ static void sweep_gap(const T* x, int64_t steps, int64_t stride, int width, cons
   }
 }
 
+// Calls body(store) with what stores the i-th vector of the group of lanes at g, as far as it is one of `live` lanes.
+template <class T, class Body>
+static inline void with_store(int g, int live, const Body& body) {
+  if (live - g >= kGroup)
+    body([](const Vector<T>& v, T* group, int i) { store_vector<T>(v, group + i * kVectorLanes<T>); });
+  else
+    body([&](const Vector<T>& v, T* group, int i) {
+      store_lanes<T>(v, group + i * kVectorLanes<T>, live - g - i * kVectorLanes<T>);
+    });
+}
+
 template <class T>
-static void sweep_project(const T* x, int64_t steps, int64_t stride, int width, const Lanes<T>& lanes, T* y,
+static void sweep_project(const T* x, int64_t steps, int64_t stride, int live, const Lanes<T>& lanes, T* y,
                           int64_t y_stride) {
   constexpr int kCount = kVectors<T>;
-  for (int g = 0; g < width; g += kGroup) {
+  for (int g = 0; g < live; g += kGroup) {
     Vector<T> p[kCount], d[kCount], rate[kCount];
     load_group(lanes.p + g, p);
     load_group(lanes.d + g, d);
     load_group(lanes.rate + g, rate);
-    const T* row = x + g;
-    T* out = y + g;
-    for (int64_t s = 0; s < steps; ++s, row += stride, out += y_stride)
-      for (int i = 0; i < kCount; ++i) {
-        const Vector<T> v = load_vector(row + i * kVectorLanes<T>);
-        store_vector<T>(clipped01(((v - p[i]) - d[i]) * rate[i]), out + i * kVectorLanes<T>);
-      }
+    with_store<T>(g, live, [&](const auto& store) {
+      const T* row = x + g;
+      T* out = y + g;
+      for (int64_t s = 0; s < steps; ++s, row += stride, out += y_stride)
+        for (int i = 0; i < kCount; ++i) {
+          const Vector<T> v = load_vector(row + i * kVectorLanes<T>);
+          store(clipped01(((v - p[i]) - d[i]) * rate[i]), out, i);
+        }
+    });
   }
 }
 
@@ -275,25 +288,27 @@ static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride
 
 // out = 1_A (v - mean) rate
 template <class T>
-static void sweep_jvp_write(const T* x, const T* v, int64_t steps, int64_t stride, int64_t v_stride, int width,
+static void sweep_jvp_write(const T* x, const T* v, int64_t steps, int64_t stride, int64_t v_stride, int live,
                             const Lanes<T>& lanes, T* out, int64_t out_stride) {
   using V = Vector<T>;
-  for (int g = 0; g < width; g += kGroup) {
-    const T *row = x + g, *tangent = v + g;
-    T* result = out + g;
+  for (int g = 0; g < live; g += kGroup) {
     V floor[kVectors<T>], ceiling[kVectors<T>], mean[kVectors<T>], rate[kVectors<T>];
     load_group(lanes.floor + g, floor);
     load_group(lanes.ceiling + g, ceiling);
     load_group(lanes.mean + g, mean);
     load_group(lanes.rate + g, rate);
-    for (int64_t s = 0; s < steps; ++s, row += stride, tangent += v_stride, result += out_stride) {
-      for (int i = 0; i < kVectors<T>; ++i) {
-        const int l = i * kVectorLanes<T>;
-        const V e = load_vector(row + l);
-        const auto is_active = both_greater(greater(e, floor[i]), ceiling[i], e);
-        store_vector<T>(zero_unless(is_active, (load_vector(tangent + l) - mean[i]) * rate[i]), result + l);
+    with_store<T>(g, live, [&](const auto& store) {
+      const T *row = x + g, *tangent = v + g;
+      T* result = out + g;
+      for (int64_t s = 0; s < steps; ++s, row += stride, tangent += v_stride, result += out_stride) {
+        for (int i = 0; i < kVectors<T>; ++i) {
+          const int l = i * kVectorLanes<T>;
+          const V e = load_vector(row + l);
+          const auto is_active = both_greater(greater(e, floor[i]), ceiling[i], e);
+          store(zero_unless(is_active, (load_vector(tangent + l) - mean[i]) * rate[i]), result, i);
+        }
       }
-    }
+    });
   }
 }
 

@@ -67,7 +67,7 @@ void project_rows(const ThresholdArgs& args, const Plan& plan, int threads, cons
 template <class In>
 void project(const ThresholdArgs& args, int threads) {
   using T = Compute<In>;
-  const Plan plan = make_plan(args.shape, args.x_strides);
+  const Plan plan = make_plan(args.shape, args.x_strides, threads);
   auto project_panel = [&](const Panel& panel, int inner_threads) {
     Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
     auto entries = [&](int64_t step, int64_t steps, T* buffer) {
@@ -96,7 +96,7 @@ void project(const ThresholdArgs& args, int threads) {
         T* const out_buffer = in_buffer + kBlock;
         View<const T> in = solver->entries(step, steps, in_buffer);
         View<T> out = destination(panel, y, step, steps, out_buffer);
-        sweep_project(in.at, steps, in.stride, plan.width, lanes, out.at, out.stride);
+        sweep_project(in.at, steps, in.stride, panel.live_lanes(), lanes, out.at, out.stride);
         deliver(panel, y, step, steps, out, out_buffer);
       });
     }

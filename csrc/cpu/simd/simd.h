@@ -56,6 +56,32 @@ static inline void store_vector(const Vector<T>& v, T* to) {
   memcpy(to, &v, sizeof v);
 }
 
+// 0, 1, 2, ...
+template <class T>
+static inline Counts<T> lane_numbers() {
+  Count<T> lanes[kVectorLanes<T>];
+  for (int l = 0; l < kVectorLanes<T>; ++l) lanes[l] = l;
+  Counts<T> v;
+  memcpy(&v, lanes, sizeof v);
+  return v;
+}
+
+// The first `count` lanes, all of them at most.
+template <class T>
+static inline void store_lanes(const Vector<T>& v, T* to, int64_t count) {
+  if (count >= kVectorLanes<T>) return store_vector<T>(v, to);
+  if (count <= 0) return;
+#ifdef __AVX512F__
+  const unsigned lanes = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(to, __mmask16(lanes), v);
+  else
+    _mm512_mask_storeu_pd(to, __mmask8(lanes), v);
+#else
+  memcpy(to, &v, size_t(count) * sizeof(T));
+#endif
+}
+
 // A comparison gives a mask, which says for every lane whether it holds.
 #ifdef __AVX512F__
 using FloatMask = __mmask16;

@@ -14,6 +14,7 @@ struct Bracket {
   Pair lo, hi;
   T floor, inner_floor, inner_ceiling, ceiling;
 
+  Bracket() = default;
   Bracket(Pair lo, Pair hi, double tau)
       : lo(lo),
         hi(hi),

@@ -3,14 +3,14 @@
 // and where they have more than mass k, the threshold lies among them: the solver then works on these few alone.
 #pragma once
 
-#include "cpu/projection/solve_panel.h"
+#include "cpu/projection/solvers/general.h"
 #include "cpu/simd/aligned.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-// The tops of a panel's columns side by side, [length, width], padded with -inf. To be made in three steps: open(),
-// collect() with every chunk in turn, close(); length() stays 0 where the tops could not be had.
+// The tops of a panel's columns, listed lane by lane and padded with -inf. To be made in three steps: open(), collect()
+// with all rows in turn, close(); length() stays 0 where the tops could not be had.
 template <class T>
 class ColumnCandidates {
  public:
@@ -18,44 +18,51 @@ class ColumnCandidates {
   void open(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
     const Plan& plan = panel.plan;
     if (!wants_column_candidates(plan)) return;
+    double most = 0;
     for (int c = 0; c < panel.live; ++c) {
       double mass = at(k, panel.vector(c)), temperature = at(tau, panel.vector(c));
+      most = mass > most ? mass : most;
       if (!(mass >= 0 && mass <= kSmallColumnShare * double(plan.n) && is_temperature(temperature))) return;
     }
     cpu::note(cpu::Solver::kColumnCandidates);
     open_ = bound(panel, entries, k, tau);
     if (!open_) return;
     width_ = plan.width;
-    capacity_ = plan.n / 8;
-    list_ = Aligned<T>(capacity_ * width_);
-    steps_ = Aligned<int32_t>(capacity_ * width_);
-    for (int l = 0; l < width_; ++l) count_[l] = 0;
+    lanes_ = panel.lanes();
+    capacity_ = smaller(plan.n / 8, int64_t(kRoomForColumn * most) + 256);
+    pitch_ = (capacity_ / kGroup | 1) * kGroup + kGroup;  // lists' ends never meet in one set of a cache
+    list_ = Aligned<T>(pitch_ * lanes_);
+    steps_ = Aligned<int32_t>(pitch_ * lanes_);
+    for (int l = 0; l < lanes_; ++l) count_[l] = 0;
   }
 
-  // Every entry of the chunk above the floor, and every NaN.
+  // Every entry of these rows above the floor, and every NaN.
   template <class Entries>
-  void collect(const Plan& plan, int64_t chunk, const Entries& entries) {
+  void collect(const Entries& entries, int64_t step, int64_t steps) {
     if (!open_) return;
-    const ScratchArray<T> buffer(kBlock);
-    for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
-      if (open_) open_ = collect(entries(step, steps, buffer), step, steps);
-    });
+    const ScratchArray<T> buffer(steps * width_);
+    open_ = collect(entries(step, steps, buffer), step, steps);
   }
 
   void close(const Panel& panel, const PerVector& k, const PerVector& tau) {
     if (!open_ || !enough(panel, k, tau)) return;
-    for (int l = 0; l < width_; ++l) length_ = count_[l] > length_ ? count_[l] : length_;
-    for (int l = 0; l < width_; ++l)
-      for (int64_t i = count_[l]; i < length_; ++i) list_[i * width_ + l] = -T(HUGE_VAL);
+    for (int l = 0; l < lanes_; ++l) length_ = larger(count_[l], length_);
+    for (int l = 0; l < lanes_; ++l)
+      for (int64_t i = count_[l]; i < length_; ++i) list_[l * pitch_ + i] = -T(HUGE_VAL);
   }
 
   int64_t length() const { return length_; }
   // Calls body(j, x_j) for the entries of column c that are among the tops; the others are zero in y.
   template <class Body>
   void for_each(int c, const Body& body) const {
-    for (int64_t i = 0; i < count_[c]; ++i) body(steps_[i * width_ + c], list_[i * width_ + c]);
+    for (int64_t i = 0; i < count_[c]; ++i) body(steps_[c * pitch_ + i], list_[c * pitch_ + i]);
   }
-  View<const T> operator()(int64_t step, int64_t, T*) const { return {list_ + step * width_, width_}; }
+  // A block of the tops side by side.
+  View<const T> operator()(int64_t step, int64_t steps, T* buffer) const {
+    for (int g = 0; g < lanes_; g += kGroup)
+      rows_to_lanes(list_ + g * pitch_ + step, pitch_, steps, buffer + g, width_);
+    return {buffer, width_};
+  }
 
  private:
   // Where the tops begin: the threshold of several times the mass, by the moments of a sample.
@@ -98,7 +105,7 @@ class ColumnCandidates {
     } hits[kBlock / kGroup + 1];
     int found = 0;
     for (int64_t s = 0; s < steps; ++s) {
-      for (int g = 0; g < width_; g += kGroup) {
+      for (int g = 0; g < lanes_; g += kGroup) {
         const T *row = x.at + s * x.stride + g, *floor = floor_ + g;
         prefetch(row, x.stride);
         const unsigned lanes = bits_greater_or_nan<kGroup>(row, floor);
@@ -110,7 +117,7 @@ class ColumnCandidates {
       for (unsigned lanes = hits[i].lanes; lanes != 0; lanes &= lanes - 1) {
         const int l = __builtin_ctz(lanes), lane = hits[i].group + l;
         if (count_[lane] == capacity_) return false;
-        const int64_t at = count_[lane]++ * width_ + lane;
+        const int64_t at = lane * pitch_ + count_[lane]++;
         list_[at] = hits[i].row[l];
         steps_[at] = int32_t(hits[i].step);
       }
@@ -122,8 +129,8 @@ class ColumnCandidates {
   bool enough(const Panel& panel, const PerVector& k, const PerVector& tau) const {
     for (int c = 0; c < panel.live; ++c) {
       double rate = 1 / at(tau, panel.vector(c)), total = 0;
-      for (int64_t i = 0; i < count_[c]; ++i)
-        total += clip01((double(list_[i * width_ + c]) - double(floor_[c])) * rate);
+      for (int64_t i = 0; i < count_[c] && !(total > at(k, panel.vector(c))); ++i)
+        total += clip01((double(list_[c * pitch_ + i]) - double(floor_[c])) * rate);
       if (!(total > at(k, panel.vector(c)))) return false;
     }
     return true;
@@ -132,8 +139,8 @@ class ColumnCandidates {
   Aligned<T> list_;
   Aligned<int32_t> steps_;
   bool open_ = false;
-  int64_t capacity_ = 0, length_ = 0;
-  int width_ = 0;
+  int64_t capacity_ = 0, pitch_ = 0, length_ = 0;
+  int width_ = 0, lanes_ = 0;
   int64_t count_[kMaxLanes];
   alignas(64) T floor_[kMaxLanes];
 };
@@ -144,7 +151,9 @@ static void solve_candidates(const Panel& panel, const ColumnCandidates<T>& cand
                              const PerVector& tau, double* p, double* d) {
   const Plan plan = panel.plan.with_length(candidates.length());
   const Panel shorter(plan, panel.index);
-  Scratch<PanelSolver<T, ColumnCandidates<T>>>(shorter, 1, candidates)->solve(k, tau, p, d);
+  const Scratch<General<T, ColumnCandidates<T>>> search(shorter, 1, candidates);
+  search->keep();
+  search->solve(k, tau, p, d);
 }
 
 }  // namespace HYPERSIMPLEX_ISA

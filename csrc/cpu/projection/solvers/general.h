@@ -45,15 +45,26 @@ class General {  // large: to be had as Scratch
   // Where all entries lie in one block, as a whole; else null.
   const View<const T>& kept() const { return kept_; }
 
+  // Columns that lie near each other, where they can be read in place.
+  void keep_in_place() {
+    if (kept_.at || plan_.full_steps < plan_.steps || !plan_.side_by_side()) return;
+    const View<const T> head = source_(0, 1, buffer_);
+    if (head.at != buffer_ && plan_.steps * head.stride <= kNear) kept_ = source_(0, plan_.steps, buffer_);
+  }
+
   // Entries that no sweep can read in place, or only with a jump from row to row, are copied once, if they are few.
   void keep() {
-    if (kept_.at || plan_.steps * plan_.width > kMaxKept || source_(0, 1, buffer_).stride == plan_.width) return;
+    if (kept_.at || plan_.steps * plan_.width > kMaxKept) return;
+    const View<const T> head = source_(0, 1, buffer_);
+    if (head.stride == plan_.width && (head.at != buffer_ || columns_ == 1)) return;
     own_ = Aligned<T>(plan_.steps * plan_.width);
     for_each_chunk(plan_, threads_, [&](int64_t step, int64_t steps) {
       T* to = own_ + step * plan_.width;
       View<const T> from = source_(step, steps, to);
-      for (int64_t s = 0; from.at != to && s < steps; ++s)
-        memcpy(to + s * plan_.width, from.at + s * from.stride, plan_.width * sizeof(T));
+      if (from.at == to) return;
+      for (int64_t s = 0; s < steps; ++s)
+        for (int l = 0; l < plan_.width; l += kGroup)
+          memcpy(to + s * plan_.width + l, from.at + s * from.stride + l, kGroup * sizeof(T));
     });
     kept_ = {own_, plan_.width};
   }
@@ -61,21 +72,43 @@ class General {  // large: to be had as Scratch
   // Lanes for the projection: the search is over.
   Lanes<T>& lanes() { return lanes_; }
 
-  // The root between the bracket's ends, of a vector that has `others`, which these decide, beside the `count` entries
-  // at hand; false where it is not there, or hard to find.
-  bool solve_between(const Bracket<T>& bracket, const Decided& others, int64_t count, double k, double tau, double* p,
-                     double* d) {
-    others_ = &others;
-    origin_ = bracket.lo.p;
-    const Sweep at_lo = evaluate(bracket.lo, tau), at_hi = evaluate(bracket.hi, tau);
-    const bool numbers = at_lo.g == others.ones + others.active + double(count);
-    if (!numbers || !search_[0].start_between(k, tau, bracket.lo, bracket.hi, at_lo, at_hi)) return false;
-    thresholds_.set(0, search_[0].t);
-    searching_at_[0] = true;
-    searching_ = 1;
+  // The roots between the brackets' ends, of vectors that have `others`, which these decide, beside the counts[c]
+  // entries at hand, -1 for a column that is left. Sets p, d and `solved` of those that are there and easy to find;
+  // true where that is all of them.
+  bool solve_between(const Bracket<T>* brackets, const Decided* others, const int64_t* counts, const PerVector& k,
+                     const PerVector& tau, double* p, double* d, bool* solved) {
+    others_ = others;
+    brackets_ = brackets;
+    const ScratchArray<Sweep> at_lo(panel_.live), at_hi(panel_.live);
+    auto evaluate_all = [&](const auto& threshold, Sweep* at_threshold) {
+      for (int c = 0; c < columns_; ++c) {
+        const bool taken = c < panel_.live && counts[c] >= 0;
+        thresholds_.set(c, taken ? threshold(c) : Pair{HUGE_VAL, 0});
+        thresholds_.tau[c] = taken ? at(tau, panel_.vector(c)) : 1;
+      }
+      set_lanes(lanes_, thresholds_, plan_.width, columns_);
+      sweep_thresholds(totals_.sums);
+      for (int c = 0; c < panel_.live; ++c) at_threshold[c] = result(totals_.sums, c);
+    };
+    evaluate_all([&](int c) { return brackets[c].lo; }, at_lo);
+    evaluate_all([&](int c) { return brackets[c].hi; }, at_hi);
+    for (int c = 0; c < columns_; ++c) {
+      searching_at_[c] = false;
+      search_[c].status = SearchStatus::kFound;
+      thresholds_.set(c, {HUGE_VAL, 0});
+      if (c >= panel_.live || counts[c] < 0) continue;
+      const bool numbers = at_lo[c].g == others[c].ones + others[c].active + double(counts[c]);
+      searching_at_[c] = numbers && search_[c].start_between(at(k, panel_.vector(c)), at(tau, panel_.vector(c)),
+                                                             brackets[c].lo, brackets[c].hi, at_lo[c], at_hi[c]);
+      searching_ += searching_at_[c];
+      solved[c] = searching_at_[c];
+      if (searching_at_[c]) thresholds_.set(c, search_[c].t);
+    }
     search(p, d);
     if (gaps_ > 0) centre_gaps(p, d);
-    return searching_ == 0;
+    bool all = true;
+    for (int c = 0; c < panel_.live; ++c) all &= solved[c] = solved[c] && !searching_at_[c];
+    return all;
   }
   double mass_above(Pair t, double tau) {
     const Sweep at = evaluate(t, tau);
@@ -93,7 +126,7 @@ class General {  // large: to be had as Scratch
   }
   void sweep_thresholds(LaneSums& total) {
     sweep_entries(total, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
-      sweep_counts(x, steps, stride, plan_.width, lanes_, out);
+      sweep_counts(x, steps, stride, panel_.lanes(), lanes_, out);
     });
   }
 
@@ -109,9 +142,9 @@ class General {  // large: to be had as Scratch
     for (bool checked : {false, true}) {
       sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out, bool full) {
         if (full && !checked)
-          sweep_moments<false>(x, steps, stride, plan_.width, shift, out);
+          sweep_moments<false>(x, steps, stride, panel_.lanes(), shift, out);
         else
-          sweep_moments<true>(x, steps, stride, plan_.width, shift, out);
+          sweep_moments<true>(x, steps, stride, panel_.lanes(), shift, out);
       });
       bool finite = true;
       for (int c = 0; c < panel_.live; ++c) finite &= is_finite(moments.sums.b[c]);
@@ -122,7 +155,7 @@ class General {  // large: to be had as Scratch
         all_finite ? 0 : 1);  // a = #{+inf}, b = #{not nan}, the padding's entries among them
     if (!all_finite)
       sweep_entries(*special, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
-        sweep_special(x, steps, stride, plan_.width, out);
+        sweep_special(x, steps, stride, panel_.lanes(), out);
       });
     double entries_swept = double(plan_.steps * plan_.entries_per_step());
     double last_q = -1, z = 0;
@@ -172,9 +205,10 @@ class General {  // large: to be had as Scratch
   Sweep result(const LaneSums& sums, int c) const {
     Sweep at{sums.a[c], sums.b[c], sums.c[c]};
     if (others_) {
-      at.g += others_->ones + others_->active;
-      at.h += others_->ones;
-      at.S += others_->sum + others_->active * (origin_ - thresholds_.p[c]);
+      const Decided& others = others_[c];
+      at.g += others.ones + others.active;
+      at.h += others.ones;
+      at.S += others.sum + others.active * (brackets_[c].lo.p - thresholds_.p[c]);
     }
     return at;
   }
@@ -224,7 +258,7 @@ class General {  // large: to be had as Scratch
   void sweep_edges(T* floor, LaneRange<T>& range) {
     repeat(floor, plan_.width, columns_);
     sweep_entries(range, [&](const T* x, int64_t steps, int64_t stride, LaneRange<T>& out, bool) {
-      sweep_gap(x, steps, stride, plan_.width, floor, out);
+      sweep_gap(x, steps, stride, panel_.lanes(), floor, out);
     });
   }
 
@@ -292,8 +326,8 @@ class General {  // large: to be had as Scratch
   Search<T> search_[kMaxLanes];
   bool searching_at_[kMaxLanes], huge_at_[kMaxLanes];  // huge: sums in T would overflow
   int searching_ = 0, huge_ = 0, gaps_ = 0;
-  const Decided* others_ = nullptr;  // beside the entries at hand, with sums
-  double origin_ = 0;                // about this
+  const Decided* others_ = nullptr;  // beside the entries at hand, by column
+  const Bracket<T>* brackets_ = nullptr;
 };
 
 }  // namespace HYPERSIMPLEX_ISA

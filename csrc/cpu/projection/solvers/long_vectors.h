@@ -246,8 +246,12 @@ class LongVector {
     const Plan shorter = plan.with_length(candidates_.length());
     const Panel rest(shorter, panel.index);
     const Scratch<PanelSolver<T, Candidates<T>>> solver(rest, 1, candidates_);
-    if (!few)
-      return solver->general().solve_between(bracket, candidates_.decided, candidates_.count(), mass, tau, p, d);
+    if (!few) {
+      const int64_t count = candidates_.count();
+      bool solved = false;
+      return solver->general().solve_between(&bracket, &candidates_.decided, &count, {nullptr, mass}, {nullptr, tau}, p,
+                                             d, &solved);
+    }
     tops_ = solver->general().mass_above(lo, tau) > mass;
     if (tops_) solver->solve({nullptr, mass}, {nullptr, tau}, p, d);
     return tops_;

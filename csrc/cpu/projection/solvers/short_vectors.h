@@ -186,7 +186,8 @@ class ShortSearch {
     const V tau = tau_[i], zero{};
     const Pair t = t_[i];
     const V ceiling = ceiling_of(t, tau);
-    V sum{}, part{};
+    V part{};
+    Pair sum{};  // and what its rounding has lost, as there may be thousands of parts
     I g{}, active{};
     // `part` is zero before each turn: it adds up no more than a run, so that few digits are lost.
     for (int64_t j = 0; j < n;) {
@@ -197,7 +198,8 @@ class ShortSearch {
         active = add_one_where(is_active, active);
         part = add_where(is_active, part, e);
       }
-      sum += part;
+      const Pair next = two_sum(sum.p, part);
+      sum = {next.p, sum.d + next.d};
       part = V{};
     }
     const I h = g - active;
@@ -205,7 +207,7 @@ class ShortSearch {
     const V slope = __builtin_convertvector(active, V);
     const V ones = (__builtin_convertvector(h, V) - whole_[i]) - fraction_[i];  // h - k
     const V others = (__builtin_convertvector(g, V) - whole_[i]) - fraction_[i];
-    const V rest = ones * tau + sum, f = rest - slope * t.d;
+    const V rest = (ones * tau + sum.p) + sum.d, f = rest - slope * t.d;
     const Pair newton = two_sum(t.p, rest / select(sloping, slope, zero + 1));
     const M rises = greater(f, zero);
     Pair lo = select_pair(rises, t, lo_[i]), hi = select_pair(rises, hi_[i], t);
@@ -324,20 +326,43 @@ class ShortVectors {
   bool solve(const Panel& panel, const T* x, int64_t stride, const PerVector& k, const PerVector& tau, double* p,
              double* d, bool* solved) {
     bool all = true;
-    for (int first = 0; first < panel.live;) all &= solve_groups<4>(panel, x, stride, first, k, tau, p, d, solved);
+    for (int first = 0; first < panel.live;)
+      all &= solve_groups<4>(panel, x + first, stride, first, k, tau, p, d, solved);
+    return all;
+  }
+
+  // The same of columns that do not lie near each other, of which entries(step, steps, buffer) gives a block: they are
+  // copied group by group.
+  template <class Entries>
+  bool solve_copied(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau, double* p,
+                    double* d, bool* solved) {
+    const Plan& plan = panel.plan;
+    const int lanes = panel.lanes();
+    const ScratchArray<T> groups(plan.n * lanes);
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
+      for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
+        const ScratchArray<T> buffer(kBlock);
+        const View<const T> from = entries(step, steps, buffer);
+        for (int64_t s = 0; s < steps; ++s)
+          for (int g = 0; g < lanes; g += kGroup)
+            memcpy(groups + g * plan.n + (step + s) * kGroup, from.at + s * from.stride + g, kGroup * sizeof(T));
+      });
+    bool all = true;
+    for (int first = 0; first < panel.live;)
+      all &= solve_groups<1>(panel, groups + first * plan.n, kGroup, first, k, tau, p, d, solved);
     return all;
   }
 
  private:
-  // The lanes from `first` on, kGroups groups of them or as many as there are, and moves `first` behind them. Not
-  // inlined, so that its frame does not add to those of what comes after.
+  // The lanes from `first` on, x theirs, kGroups groups of them or as many as there are, and moves `first` behind them.
+  // Not inlined, so that its frame does not add to those of what comes after.
   template <int kGroups>
   __attribute__((noinline)) bool solve_groups(const Panel& panel, const T* x, int64_t stride, int& first,
                                               const PerVector& k, const PerVector& tau, double* p, double* d,
                                               bool* solved) {
     const Plan& plan = panel.plan;
     if constexpr (kGroups > 1) {
-      if (plan.width - first < kGroups * kGroup)
+      if (panel.lanes() - first < kGroups * kGroup)
         return solve_groups<kGroups / 2>(panel, x, stride, first, k, tau, p, d, solved);
     }
     constexpr int kLanes = kGroups * kGroup;
@@ -357,8 +382,7 @@ class ShortVectors {
       temperature[l] = temperature[0];
       quantile[l] = quantile[0];
     }
-    ShortSearch<T, kGroups>().solve(x + first, stride, plan.n, mass, temperature, quantile, root_p, root_d,
-                                    solved + first);
+    ShortSearch<T, kGroups>().solve(x, stride, plan.n, mass, temperature, quantile, root_p, root_d, solved + first);
     memcpy(p + first, root_p, live * sizeof(double));
     memcpy(d + first, root_d, live * sizeof(double));
     const bool all = memchr(solved + first, false, live) == nullptr;

@@ -10,7 +10,7 @@ namespace cpu {
 namespace {
 
 const char* const kNames[kSolvers] = {"short_vectors", "row_candidates", "single_row", "column_candidates",
-                                      "long_vectors",  "general",        "sorted"};
+                                      "long_vectors",  "long_columns",   "general",    "sorted"};
 constexpr int kNone = -1;
 
 int number_of(const std::string& name) {

@@ -15,6 +15,7 @@ enum class Solver : int {
   kSingleRow,
   kColumnCandidates,
   kLongVectors,
+  kLongColumns,
   kGeneral,
   kSorted,
 };
