@@ -3,11 +3,12 @@
     python -m bench            quick: under two minutes
     python -m bench --full     every size, dtype, layout, distribution and temperature
     python -m bench --gpu      the CUDA kernels, on a GPU
+    python -m bench --busy     how much a neighbour that keeps a core busy slows each operator, in two minutes
     python -m bench measure    measure without tables and figures
     python -m bench table      print the tables of the results
     python -m bench plot       draw the figures of the results
 
-Results are JSON lines, one case a line, in bench/results/quick, full or gpu; the same command resumes an
+Results are JSON lines, one case a line, in bench/results/quick, full, gpu or busy; the same command resumes an
 interrupted run. A case is measured again when the machine, a version or the build has changed. Peers are optional,
 see bench/requirements-peers.txt. For ratios worth quoting leave the machine to the benchmark.
 """
@@ -23,7 +24,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from bench.arguments import described_parser
 from bench.results import MalformedResultsError, Record, ResultsFile
-from bench.speed import cases, figures, gpu, gpu_tables, peers, tables
+from bench.speed import busy, cases, figures, gpu, gpu_tables, peers, tables
 from bench.speed.cases import Case
 from bench.speed.measure import Effort, key, measure
 from hypersimplex_ext import build_info
@@ -34,6 +35,8 @@ EFFORTS = {
     "full": (cases.FULL, Effort(rounds=41, seconds=1.0)),
     "gpu": (cases.GPU, Effort(rounds=31, seconds=1.0)),
     "gpu-brief": (cases.GPU_BY_VALUE, Effort(rounds=11, seconds=0.2, brief=True)),
+    "busy": (cases.BUSY, Effort(rounds=20, seconds=3.0)),
+    "busy-smoke": (cases.BUSY_SMOKE, Effort(rounds=2, seconds=0.0)),
     "gpu-smoke": (cases.GPU_SMOKE, Effort(rounds=3, seconds=0.0)),
 }
 
@@ -80,7 +83,8 @@ def _command(args: argparse.Namespace) -> int:
         print(f"error: no results in {path}; measure first", file=sys.stderr)
         return 2
     if args.command != "plot":
-        print((gpu_tables if on_gpu else tables).tables(records))
+        table_of = busy.table if args.mode.startswith("busy") else gpu_tables.tables if on_gpu else tables.tables
+        print(table_of(records))
     if args.command != "table":
         for figure in figures.draw(records, out):
             print(f"Figure: {figure}")
@@ -98,7 +102,7 @@ def run(chosen: Sequence[Case], effort: Effort, results: ResultsFile) -> None:
     with tqdm(missing, unit="case", disable=not missing) as bar:
         for case in bar:
             bar.set_postfix_str(f"{case.group}: {case.label}")
-            record = measure(case, effort)
+            record = busy.measure(case, effort) if case.group == "busy" else measure(case, effort)
             results.append(record)
             for name, system in record["systems"].items():
                 if "failure" in system:
@@ -135,9 +139,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--gpu", dest="mode", action="store_const", const="gpu", help="the CUDA kernels, on a GPU")
     add("--gpu-brief", dest="mode", action="store_const", const="gpu-brief", help="the same in a short time")
     add("--gpu-smoke", dest="mode", action="store_const", const="gpu-smoke", help="tiny cases on a GPU")
+    add("--busy", dest="mode", action="store_const", const="busy", help="beside a busy neighbour, and alone")
+    add("--busy-smoke", dest="mode", action="store_const", const="busy-smoke", help="tiny cases beside it")
     add("--groups", nargs="+", choices=peers.GROUPS, metavar="GROUP", help=f"some of {', '.join(peers.GROUPS)}")
     add("--first", type=int, metavar="N", help="only the first N cases")
-    add("--out", type=Path, metavar="DIR", help="results folder (default: bench/results/quick, full or gpu)")
+    add("--out", type=Path, metavar="DIR", help="results folder (default: bench/results/quick, full, gpu or busy)")
     add("--fresh", action="store_true", help="discard earlier results instead of resuming")
     return parser.parse_args(arguments)
 

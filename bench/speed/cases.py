@@ -11,7 +11,15 @@ from torch import Tensor
 
 from bench.distributions import DISTRIBUTIONS
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# What a loss may do otherwise than by default: k = "targets", squared, class indices, logits in C order.
+HALF_MASS, FENCHEL_YOUNG, DENSE, FORTRAN = VARIANTS = ("k = 0.5", "Fenchel-Young", "dense targets", "Fortran order")
 
 # By the names that results hold.
 INPUTS = {distribution.label: distribution for distribution in DISTRIBUTIONS.values() if distribution.label}
@@ -32,6 +40,7 @@ class Case:
         inputs: a key of `INPUTS`.
         threads: CPU threads of torch; 0 leaves torch's own choice, one per core unless told otherwise.
         device: "cpu" or "cuda".
+        variant: what a loss does otherwise, one of `VARIANTS`; it draws the same numbers.
     """
 
     group: str
@@ -44,6 +53,7 @@ class Case:
     inputs: str = "normal"
     threads: int = 0
     device: str = "cpu"
+    variant: str = dataclasses.field(default="", repr=False)
 
     @functools.cached_property
     def dim(self) -> int:
@@ -71,13 +81,14 @@ class Case:
         else:
             parts = [f"{self.vectors} x {short(self.n)}, k = {short(self.k)}"]
         parts += [self.dtype] if self.dtype != "float32" else []
+        parts += [self.variant] if self.variant else []
         parts += ["columns"] if self.layout == "columns" and self.operation != "loss" else []
         return ", ".join(parts)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the input, the gradient that arrives at a projection's output, and the classes of a loss's samples.
 
-        The same case draws the same numbers, on every device.
+        A loss of one class has labels 0 and 1. The same case draws the same numbers, on every device.
         """
         torch.manual_seed(zlib.crc32(repr(dataclasses.replace(self, device="cpu")).encode()))
         draw = INPUTS[self.inputs].draw
@@ -87,8 +98,8 @@ class Case:
             x = torch.stack([draw(self.n) for _ in range(self.vectors)])
         x = x.to(DTYPES[self.dtype])
         if self.layout == "columns":
-            x = x.T.contiguous()
-        classes = torch.randint(self.vectors, (self.n if self.operation == "loss" else 0,))
+            x = x.T if self.variant == FORTRAN else x.T.contiguous()
+        classes = torch.randint(max(self.vectors, 2), (self.n if self.operation == "loss" else 0,))
         v = torch.randn(x.shape).to(x.dtype)
         return x.to(self.device), v.to(self.device), classes.to(self.device)
 
@@ -131,10 +142,22 @@ def _variants(vectors: int, n: int) -> list[Case]:
     """One shape in every other respect: mass, dtype, layout, threads."""
     return [
         *(Case("mass", vectors, n, k) for k in dict.fromkeys((1, 5, n // 10, n // 2))),
-        *(Case("dtype", vectors, n, n // 2, dtype=dtype) for dtype in DTYPES),
+        *(Case("dtype", vectors, n, n // 2, dtype=dtype) for dtype in ("float32", "float64", "bfloat16")),
         *(Case("layout", vectors, n, n // 2, layout=layout) for layout in ("rows", "columns")),
         *(Case("threads", vectors, n, n // 2, threads=threads) for threads in (1, 2)),
     ]
+
+
+def _grid(samples: int, classes: int, variant: str = "", dtype: str = "float32") -> Case:
+    return Case("loss-grid", classes, samples, 0, "loss", "columns", dtype, variant=variant)
+
+
+def _columns(n: int, columns: int) -> Case:
+    return Case("columns", columns, n, n // 2, layout="columns")
+
+
+def _busy(vectors: int, n: int, operation: str = "projection", layout: str = "rows") -> Case:
+    return Case("busy", vectors, n, n // 2 if operation == "projection" else 0, operation, layout)
 
 
 def _gpu(vectors: int, n: int, k: int) -> list[Case]:
@@ -146,6 +169,33 @@ def _gpu_loss(samples: int, classes: int) -> list[Case]:
 
 
 _GPU_DTYPES = ("float32", "bfloat16")
+_MOST = 42_000_000  # entries of a grid's largest tensors
+_GRID = [
+    _grid(n, classes)
+    for classes in (1, 2, 5, 10, 15, 16, 20, 30, 50, 100, 200, 500, 1000, 5000)
+    for n in (128, 1024, 8192, 65_536)
+    if n * classes <= _MOST
+]
+_GRID_VARIANTS = [
+    _grid(n, classes, variant)
+    for variant in VARIANTS
+    for n, shown in ((128, (10,)), (1024, (10, 100, 1000)), (8192, (2, 10, 20, 50, 100, 500)), (65_536, (10, 30)))
+    for classes in shown
+]
+_GRID_HALVES = [
+    _grid(n, classes, dtype=dtype)
+    for dtype in ("bfloat16", "float16")
+    for n, classes in ((1024, 10), (1024, 100), (8192, 10), (8192, 100), (65_536, 10), (65_536, 30))
+]
+_QUICK_GRID = [
+    *(
+        _grid(n, classes)
+        for n, classes in ((128, 10), (1024, 10), (1024, 100), (2048, 1000), (65_536, 2), (65_536, 30))
+    ),
+    *(_grid(8192, classes) for classes in (1, 10, 20, 50, 100, 500)),
+    *(_grid(8192, 100, variant) for variant in VARIANTS),
+]
+_WIDTHS = (2, 10, 16, 20, 50, 100, 500, 5000)
 _QUICK_INPUTS = ("normal", "two values", "Cauchy", "half at -inf", "tau 1e-6")
 _TINY = [
     *(Case("overhead", vectors, n, 5) for vectors, n in ((1, 16), (10, 16), (10, 128))),
@@ -163,6 +213,9 @@ SMOKE = [
     Case("memory", 16, 256, 5),
     *_order((3, 40)),
     *_regressions(1, 50, "float32"),
+    _grid(40, 3),
+    _grid(40, 3, DENSE),
+    _columns(40, 3),
 ]
 QUICK = [
     _peers(10, 8192, 4096),
@@ -177,6 +230,8 @@ QUICK = [
     Case("long", 1, 1_000_000, 500_000),
     Case("memory", 1024, 4096, 5),
     *_order((256, 1000)),
+    *_QUICK_GRID,
+    *(_columns(8192, columns) for columns in _WIDTHS),
 ]
 FULL = [
     _peers(10, 8192, 4096),
@@ -206,7 +261,20 @@ FULL = [
     *_order((4096, 1000), (10, 8192)),
     *_regressions(1, 1_000_000, "float32", "float64"),
     *(Case("order", 1, n, 0, "regression") for n in (1000, 10_000, 100_000, 10_000_000)),
+    *_GRID,
+    *_GRID_VARIANTS,
+    *_GRID_HALVES,
+    *(_columns(n, columns) for n in (1024, 8192, 65_536) for columns in _WIDTHS if n * columns <= _MOST),
 ]
+BUSY = [
+    *(_busy(classes, samples, "loss", "columns") for samples, classes in ((65_536, 100), (8192, 100), (8192, 10))),
+    _busy(64, 8192),
+    _busy(64, 8192, layout="columns"),
+    _busy(1, 1_000_000),
+    _busy(256, 1000, "sort"),
+    _busy(256, 1000, "regression"),
+]
+BUSY_SMOKE = [_busy(3, 40, "loss", "columns"), _busy(3, 40), _busy(3, 40, layout="columns"), _busy(3, 40, "sort")]
 GPU = [
     *_gpu(16_384, 1024, 5),
     *_gpu(16_384, 1024, 512),

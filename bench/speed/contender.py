@@ -14,6 +14,8 @@ from bench.speed.cases import Case
 
 OURS = "hypersimplex_ext"
 COPY = "x.clone()"
+CROSS_ENTROPY = "F.cross_entropy"
+ALONG_ROWS = "the same along rows"
 
 
 @dataclasses.dataclass(frozen=True)

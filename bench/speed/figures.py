@@ -1,4 +1,4 @@
-"""The results as figures: time against length and against peers, memory, share of copy bandwidth, accuracy."""
+"""The results as figures: time against length and against peers, memory, bandwidth, accuracy, a map of the loss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.results import Record
+from bench.speed import grid
 from bench.speed.cases import Case
 from bench.speed.contender import COPY, OURS
 from bench.speed.peers import CONTENDERS
@@ -33,6 +34,7 @@ def draw(records: Sequence[Record], out: Path) -> list[Path]:
         "memory": (_memory, ("memory",)),
         "bandwidth": (_bandwidth, ("length",)),
         "accuracy": (_accuracy, ("peers",)),
+        "loss-grid": (grid.figure, ("loss-grid",)),
     }
     written = []
     for name, (figure, groups) in figures.items():

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from bench.results import Record
 from bench.speed.cases import Case
-from bench.speed.contender import COPY, OURS
+from bench.speed.contender import COPY, CROSS_ENTROPY, OURS
 from bench.speed.peers import THREAD_PER_ROW
 from bench.speed.tables import SOFTMAX, comparison, of_group, seconds, three
 from bench.style import markdown
 
-CROSS_ENTROPY = "F.cross_entropy"
 _DIRECTIONS = {"forward": "forward", "both": "forward + backward"}
 _NOTES = """Times of the device, between events, with the L2 cache emptied before each call: median [20th, 80th
 percentile]; ratios: to hypersimplex_ext, median of those within the rounds. "As called" is what the caller waits for,

@@ -21,8 +21,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.speed import order_peers, thread_per_row
-from bench.speed.cases import Case
-from bench.speed.contender import COPY, OURS, Contender, Prepare, Prepared, differentiable, float32_rows, never
+from bench.speed.cases import DENSE, FENCHEL_YOUNG, HALF_MASS, Case
+from bench.speed.contender import (
+    ALONG_ROWS,
+    COPY,
+    CROSS_ENTROPY,
+    OURS,
+    Contender,
+    Prepare,
+    Prepared,
+    differentiable,
+    float32_rows,
+    never,
+)
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 THREAD_PER_ROW = "sort + PAV, a thread per row"
@@ -36,6 +47,27 @@ def _torch_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Prepare:
         return Prepared(lambda: function(x, classes), lambda: torch.autograd.grad(function(leaf, classes), leaf)[0])
 
     return prepare
+
+
+def target_of(case: Case, v: Tensor, classes: Tensor) -> Tensor:
+    """Return what a loss is to be near: class indices, labels of one class, or probabilities made of random numbers."""
+    if case.variant == DENSE:
+        return v.softmax(1)
+    return classes[:, None].to(v.dtype) if case.vectors == 1 else classes
+
+
+def _ours(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
+    k: Any = 0.5 if case.variant == HALF_MASS else "targets"
+    kind = "fenchel_young" if case.variant == FENCHEL_YOUNG else "squared"
+    function = _torch_loss(lambda x, target: hypersimplex_loss(x, target, k, kind=kind))
+    return function(case, x, v, target_of(case, v, classes))
+
+
+def _cross_entropy(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
+    """Of one class, that of its labels."""
+    one = case.vectors == 1
+    function = _torch_loss(functional.binary_cross_entropy_with_logits if one else functional.cross_entropy)
+    return function(case, x, v, target_of(case, v, classes))
 
 
 # ---- the projection in plain torch ----
@@ -152,6 +184,13 @@ def _thread_per_row_loss(x: Tensor, classes: Tensor) -> Tensor:
     return functional.mse_loss(p, target).to(x.dtype)
 
 
+def _along_rows(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
+    """Of the transposed copy, which is not part of the time."""
+    prepare = differentiable(lambda case, x: soft_binary_argmax(x, case.k, case.tau, 1))
+    prepared = prepare(case, x.T.contiguous(), v.T.contiguous(), classes)
+    return Prepared(prepared.forward, prepared.both, lambda result: result.T)
+
+
 def _topk(case: Case, x: Tensor) -> Tensor:
     """The k largest, scattered into zeros: the hard counterpart, with the same shape."""
     values, indices = x.topk(case.k, case.dim)
@@ -218,6 +257,7 @@ def _jaxopt(case: Case, x: Tensor, v: Tensor, classes: Tensor) -> Prepared:
 
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender(differentiable(lambda case, x: soft_binary_argmax(x, case.k, case.tau, case.dim))),
+    ALONG_ROWS: Contender(_along_rows, applies=lambda case: case.group == "columns"),
     "torch, sort": Contender(differentiable(lambda case, x: _project_sort(x / case.tau, case.k, case.dim))),
     "torch, bisection": Contender(
         differentiable(lambda case, x: _project_bisection(_wide(x) / case.tau, case.k, case.dim).to(x.dtype))
@@ -245,9 +285,9 @@ CONTENDERS: dict[str, Contender] = {
     COPY: Contender(differentiable(lambda case, x: x.clone()), same=never),
 }
 LOSSES: dict[str, Contender] = {
-    OURS: Contender(_torch_loss(hypersimplex_loss)),
+    OURS: Contender(_ours),
     "torch, bisection": Contender(_torch_loss(_plain_loss)),
-    "F.cross_entropy": Contender(_torch_loss(functional.cross_entropy), same=never),
+    CROSS_ENTROPY: Contender(_cross_entropy, same=never),
     THREAD_PER_ROW: Contender(_torch_loss(_thread_per_row_loss), applies=lambda case: case.device == "cuda"),
     "F.mse_loss (one-hot)": Contender(
         _torch_loss(lambda x, c: functional.mse_loss(x, functional.one_hot(c, x.shape[1]).to(x.dtype))), same=never
@@ -261,7 +301,7 @@ FIELDS = {"projection": CONTENDERS, "loss": LOSSES, **order_peers.FIELDS}
 _ALWAYS = (OURS, "torch.softmax", COPY)
 GROUPS: dict[str, tuple[str, ...]] = {
     "peers": tuple(CONTENDERS),
-    "loss": (OURS, "torch, bisection", "F.cross_entropy", "F.mse_loss (one-hot)", COPY),
+    "loss": (OURS, "torch, bisection", CROSS_ENTROPY, "F.mse_loss (one-hot)", COPY),
     "length": (*_ALWAYS, "torch.sort", "torch, bisection", "jaxopt.projection_box_section"),
     "inputs": _ALWAYS,
     "mass": (*_ALWAYS, "torch.topk"),
@@ -269,12 +309,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "layout": _ALWAYS,
     "threads": _ALWAYS,
     "overhead": (*_ALWAYS, "torch.sort", "torch, bisection"),
-    "loss-overhead": (OURS, "F.cross_entropy"),
+    "loss-overhead": (OURS, CROSS_ENTROPY),
+    "loss-grid": (OURS, CROSS_ENTROPY),
+    "columns": (OURS, ALONG_ROWS),
     "long": _ALWAYS,
     "memory": tuple(CONTENDERS),
     "order": tuple(dict.fromkeys(name for field in order_peers.FIELDS.values() for name in field)),
     "gpu-rows": (*_ALWAYS, "torch.sort", "torch, bisection", THREAD_PER_ROW),
-    "gpu-loss": (*_ALWAYS, "F.cross_entropy", "torch.sort", "torch, bisection", THREAD_PER_ROW),
+    "gpu-loss": (*_ALWAYS, CROSS_ENTROPY, "torch.sort", "torch, bisection", THREAD_PER_ROW),
 }
 
 
@@ -292,7 +334,7 @@ def contenders(case: Case, brief: bool = False) -> dict[str, Contender]:
     chosen = GROUPS[case.group]
     if brief and case.group in {"gpu-rows", "gpu-loss"}:
         serial = case.operation == "projection" and case.n <= _LONGEST_BRIEF
-        chosen = (OURS, COPY, "F.cross_entropy", *([THREAD_PER_ROW] if serial else []))
+        chosen = (OURS, COPY, CROSS_ENTROPY, *([THREAD_PER_ROW] if serial else []))
     return {name: field[name] for name in chosen if name in field and field[name].present and field[name].applies(case)}
 
 

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from bench.results import Record
+from bench.speed import grid
 from bench.speed.cases import Case, short
-from bench.speed.contender import COPY, OURS
+from bench.speed.contender import ALONG_ROWS, COPY, OURS
 from bench.style import markdown
 
 SOFTMAX = "torch.softmax"
@@ -15,7 +16,7 @@ _NOTES = """Times: median [20th, 80th percentile]; ratios: to hypersimplex_ext, 
 Errors: largest against float64, of a gradient relative to its largest entry, "-" where nothing can be compared.
 "Another function" is there for scale. "sort + PAV" is the algorithm of the paper's code, one row after the other, on
 numpy's sort and the named package's isotonic regression.
-jaxopt always uses every core."""
+jaxopt always uses every core. Of one class, F.cross_entropy stands for F.binary_cross_entropy_with_logits."""
 
 
 def tables(records: Sequence[Record]) -> str:
@@ -25,7 +26,8 @@ def tables(records: Sequence[Record]) -> str:
     parts += [_lengths(of_group(records, "length")), _inputs(of_group(records, "inputs"))]
     parts += [_variants(of_group(records, "mass", "dtype", "layout", "threads", "long"))]
     parts += [_overhead(of_group(records, "overhead", "loss-overhead")), _parts([r for r in records if "parts" in r])]
-    parts += [_memory(of_group(records, "memory"))]
+    parts += [_memory(of_group(records, "memory")), _grids(of_group(records, "loss-grid"))]
+    parts += [_columns(of_group(records, "columns"))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -190,3 +192,28 @@ def _memory(records: Sequence[Record]) -> str:
     labels = (Case(**record["case"]) for record in records)
     header = [f"{case.label} ({short(case.bytes >> 20)} MiB)" for case in labels]
     return markdown(["peak memory of forward + backward / input", *header], rows)
+
+
+def _grids(records: Sequence[Record]) -> str:
+    """Multiples of the time of cross-entropy, a table for each variant."""
+    parts = []
+    for variant, ratios in grid.by_variant(records).items():
+        samples = sorted({n for n, _ in ratios})
+        rows = [
+            [str(classes), *(three(ratios[n, classes]) if (n, classes) in ratios else "-" for n in samples)]
+            for classes in sorted({classes for _, classes in ratios})
+        ]
+        title = f"loss / F.cross_entropy, forward + backward{', ' * bool(variant)}{variant}: classes"
+        parts.append(markdown([title, *(f"{n} samples" for n in samples)], rows))
+    return "\n\n".join(parts)
+
+
+def _columns(records: Sequence[Record]) -> str:
+    """Times along columns, and what they are of the times along rows."""
+    rows = []
+    for record in records:
+        row = [Case(**record["case"]).label]
+        for direction in ("forward", "both"):
+            row += [_time(record["systems"][OURS][direction]), _inverse(record, ALONG_ROWS, direction)]
+        rows.append(row)
+    return markdown(["projection of columns", "forward", "/ rows", "forward + backward", "/ rows"], rows)
