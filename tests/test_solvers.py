@@ -125,6 +125,58 @@ def test_column_candidates(force, used, dtype, kind):
             assert_close(found, expected, {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-2))
 
 
+def heavy_class():
+    """One class is no matter for candidates, the others are; float64 shows every rounding."""
+    x, target = torch.randn(4000, 64, dtype=torch.float64), torch.randint(1, 64, (4000,))
+    target[:3100] = 0
+    return lambda leaf: hypersimplex_loss(leaf, target), x
+
+
+PANELS = {
+    "columns": lambda: (lambda x: soft_binary_argmax(x, 500, 4, dim=0), torch.randn(1000, 160, dtype=torch.float64)),
+    "columns, no whole groups": lambda: (
+        lambda x: soft_binary_argmax(x, 500, 4, dim=0),
+        torch.randn(1000, 149, dtype=torch.float64),
+    ),
+    "long columns": lambda: (lambda x: soft_binary_argmax(x, 4000, dim=0), torch.randn(9000, 192, dtype=torch.float64)),
+    "loss": heavy_class,
+    "few samples": lambda: (
+        lambda x: hypersimplex_loss(x, torch.arange(8)),
+        torch.randn(8, 3000, dtype=torch.float64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_nothing_depends_on_how_many_columns_make_a_panel(name):
+    """Which the number of threads decides."""
+    torch.manual_seed(0)
+    function, x = PANELS[name]()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            leaf = x.clone().requires_grad_()
+            value = function(leaf)
+            (grad,) = torch.autograd.grad(value, leaf, torch.linspace(-1, 1, value.numel()).to(value).view_as(value))
+            results.append((value.detach(), grad))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+def test_a_column_of_nans_is_nothing_to_the_columns_at_the_end_of_a_row():
+    """Their panel has lanes to spare, which read on into the next row."""
+    torch.manual_seed(0)
+    x, target = torch.randn(4000, 140), torch.randint(140, (4000,))
+    clean = hypersimplex_loss(x, target, reduction="none").sum(0)
+    x[:, 0] = NAN
+    dirty = hypersimplex_loss(x, target, reduction="none").sum(0)
+    assert dirty[0].isnan()
+    assert torch.equal(dirty[1:], clean[1:])
+
+
 def test_what_a_solver_cannot_serve_says_so(force):
     refused = {
         "short_vectors": torch.randn(3, 1000),

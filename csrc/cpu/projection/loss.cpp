@@ -89,6 +89,7 @@ void sum_tops(const LossBatch<In>& samples, const Panel& panel, const ColumnCand
   const Lanes<T>& lanes = *set;
   set_lanes(*set, panel, {state.p, state.d}, tau);
   for (int c = 0; c < panel.live; ++c) {
+    if (!tops.has(c)) continue;
     const int64_t v = panel.vector(c);
     const T floor = lanes.floor[c], ceiling = lanes.ceiling[c], p = lanes.p[c], d = lanes.d[c], rate = lanes.rate[c];
     double active = 0, mean = 0, loss = samples.sum_squares(state.k[v]);
@@ -178,20 +179,20 @@ void forward(const LossArgs& args, void* loss, int threads) {
       const Panel panel(plan, i);
       ColumnCandidates<T>& top = tops[i - begin];
       top.close(panel, {state.k, 0}, args.tau);
+      double *const p = state.p + panel.vector(0), *const d = state.d + panel.vector(0);
       const Scratch<LaneSums> totals;
       const auto entries = source(i);
-      if (top.length() > 0) {
-        solve_candidates(panel, top, {state.k, 0}, args.tau, state.p + panel.vector(0), state.d + panel.vector(0));
-        if (sparse)
-          sum_tops(samples, panel, top, state, args.tau, *totals);
-        else
-          sum_panel(samples, panel, inner_threads, entries, state, args.tau, fenchel_young, *totals);
-      } else {
+      if (top.columns() == panel.live) {
+        solve_candidates(panel, top, {state.k, 0}, args.tau, p, d);
+        if (!sparse) sum_panel(samples, panel, inner_threads, entries, state, args.tau, fenchel_young, *totals);
+      } else {  // all columns, as the others cost nothing more
         const Scratch<PanelSolver<T, decltype(entries)>> solver(panel, inner_threads, entries);
-        cpu::note(solver->solve({state.k, 0}, args.tau, state.p + panel.vector(0), state.d + panel.vector(0)));
+        cpu::note(solver->solve({state.k, 0}, args.tau, p, d));
+        if (top.columns() > 0) solve_candidates(panel, top, {state.k, 0}, args.tau, p, d);
         auto read = [&](int64_t step, int64_t steps, T* buffer) { return solver->entries(step, steps, buffer); };
         sum_panel(samples, panel, inner_threads, read, state, args.tau, fenchel_young, *totals);
       }
+      if (sparse && top.columns() > 0) sum_tops(samples, panel, top, state, args.tau, *totals);
       finish(samples, panel, *totals, state, args, losses.get());
     }
   });
@@ -209,7 +210,10 @@ void forward(const LossArgs& args, void* loss, int threads) {
 template <class In>
 void backward(const LossArgs& args, const LossBackward& backward, int threads) {
   using T = Compute<In>;
-  const Plan plan = make_plan_of_width(args.shape, args.x_strides, INT32_MAX);  // a matrix is walked row by row
+  // A matrix is walked row by row, unless its rows are too few for the threads.
+  const bool few = args.shape.n1 * args.shape.n2 < kFewRows * kPanelsPerThread * threads;
+  const Plan plan =
+      few ? make_plan(args.shape, args.x_strides, threads) : make_plan_of_width(args.shape, args.x_strides, INT32_MAX);
   const bool fenchel_young = args.kind == LossKind::kFenchelYoung;
   const LossState state(args.state, args.shape.inner);
   const LossBatch<In> samples(args);

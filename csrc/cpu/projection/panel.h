@@ -58,9 +58,10 @@ struct Operand {
   bool direct(const Panel& panel, int64_t step, int64_t steps) const {
     const Plan& plan = panel.plan;
     bool row = (plan.columns == 1 || lane == 1) && (plan.columns == plan.width || n2 == plan.columns);
-    const bool last = (step + steps) * plan.entries_per_step() >= plan.n + (panel.live == plan.columns);
-    return row && flat(plan.shape) && !last &&
-           (panel.live == plan.columns || (plan.in_matrix && n2 >= plan.columns - panel.live));
+    const int lanes = plan.in_matrix ? panel.lanes() : plan.columns;
+    const bool full = panel.live == lanes;
+    const bool beyond = (step + steps) * plan.entries_per_step() >= plan.n + full;
+    return row && flat(plan.shape) && !beyond && (full || (plan.in_matrix && n2 >= lanes - panel.live));
   }
   int64_t stride(const Plan& plan) const { return plan.columns == plan.width ? n2 : plan.width; }
 

@@ -47,7 +47,8 @@ constexpr int kRows = 4 * kGroup;            // how many of them, as far as they
 constexpr int kSideBySide = 8 * kGroup;      // columns of a matrix in a panel, at most
 constexpr int64_t kBlockRows = 32;           // of a matrix, whatever the width of a panel: no result depends on that
 constexpr int64_t kChunkRows = 256;
-constexpr int64_t kFarApart = 4 * kGroup;  // columns of one too long for a cache: whole lines are read of every row
+constexpr int64_t kFarApart = 4 * kGroup;  // columns of a panel at least where its rows do not stay in a cache: whole
+                                           // lines are read of each
 constexpr int kPanelsPerThread = 4;        // of a matrix, where it has as many: so that threads end together
 constexpr int64_t kFewRows = 4;            // of a wide matrix that are walked side by side
 constexpr int kTeam = 16;                  // panels side by side that one thread takes together
@@ -59,7 +60,7 @@ constexpr int64_t kLong = 2048;            // and how long it is; with few steps
 constexpr int kMaxEvaluations = 48;             // of the general search, before a vector is sorted
 constexpr int64_t kMaxKept = int64_t(1) << 21;  // entries that are copied once where no sweep can read them in place
 constexpr int64_t kMostRows = 8192;  // of columns that are solved abreast: 16 of them stay in a second-level cache
-constexpr int64_t kNear = int64_t(1) << 17;  // entries of a matrix that do, 512 KiB in float32
+constexpr int64_t kNear = int64_t(1) << 17;  // entries of a panel that stay there, 512 KiB in float32
 constexpr int kShortPatience = 14;           // evaluations of short vectors before they are left to the general search
 constexpr int kShortWidePatience = 8;        // and before a wide bracket is bisected
 constexpr int kRowPatience = 12;             // steps of a single row, likewise
@@ -96,7 +97,6 @@ struct Plan {
   int entries_per_step() const { return width / columns; }
   bool in_matrix;  // vectors are adjacent columns, a lane each
   bool listed;     // what lies there are lists of some entries of each
-  bool overhang;   // a last panel has fewer columns than lanes and reads on into the next row, while there is one
 
   int64_t block_entries() const { return block_steps * width; }
   bool side_by_side() const { return columns == width; }  // a lane is one vector
@@ -114,7 +114,7 @@ struct Plan {
       block_steps = kBlock / width;
       chunk_steps = side_by_side() ? block_steps : block_steps * kBlocksPerChunk;
     }
-    chunk_steps = larger(chunk_steps, ceil_div(ceil_div(steps, kMostChunks), block_steps) * block_steps);
+    if (!listed) chunk_steps = larger(chunk_steps, ceil_div(ceil_div(steps, kMostChunks), block_steps) * block_steps);
     chunks = ceil_div(steps, chunk_steps);
   }
   Plan with_length(int64_t entries) const {
@@ -130,7 +130,8 @@ static inline Plan make_plan_of_width(const Shape& shape, const Strides& strides
   Plan plan;
   plan.shape = shape;
   plan.n = shape.n1 * shape.n2;
-  plan.in_matrix = plan.listed = plan.overhang = false;
+  plan.in_matrix = plan.listed = false;
+  bool overhang = false;
   plan.lanes_outer = shape.inner == 1;
   plan.lane_count = plan.lanes_outer ? shape.outer : shape.inner;
   int64_t lane_stride = plan.lanes_outer ? strides.outer : strides.inner;
@@ -145,7 +146,8 @@ static inline Plan make_plan_of_width(const Shape& shape, const Strides& strides
     const bool walked = plan.n > kShort || most_columns > kSideBySide;
     const int64_t most = walked ? most_columns : smaller(smaller(2 * kGroup, abreast), most_columns);
     plan.columns = plan.width = int(smaller(most, ceil_div(plan.lane_count, kGroup) * kGroup));
-    plan.overhang = walked && plan.lane_count % plan.columns != 0;
+    // A last group of lanes with fewer columns reads on into the next row, as far as there is one.
+    overhang = walked && plan.lane_count % kGroup != 0;
   } else if (plan.n <= kShort && plan.lane_count > 1) {
     const int64_t padded = ceil_div(plan.lane_count, kGroup) * kGroup;
     plan.columns = plan.width = int(smaller(smaller(abreast, padded), kRows));
@@ -156,7 +158,7 @@ static inline Plan make_plan_of_width(const Shape& shape, const Strides& strides
   plan.panels_per_line = ceil_div(plan.lane_count, plan.columns);
   plan.panels = plan.panels_per_line * (plan.lanes_outer ? 1 : shape.outer);
   plan.set_length(plan.n);
-  if (plan.overhang) plan.full_steps = plan.n > 0 ? plan.n - 1 : 0;
+  if (overhang) plan.full_steps = plan.n > 0 ? plan.n - 1 : 0;
   return plan;
 }
 

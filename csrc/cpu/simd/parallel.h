@@ -1,4 +1,5 @@
-// Work over threads. Every result is fixed by how the work is cut, which never depends on the number of threads.
+// Work over threads. Every result is fixed by how sums are cut into blocks, which never depends on the number of
+// threads.
 #pragma once
 
 #include <cstdint>

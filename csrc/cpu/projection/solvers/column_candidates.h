@@ -9,8 +9,8 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 
-// The tops of a panel's columns, listed lane by lane and padded with -inf. To be made in three steps: open(), collect()
-// with all rows in turn, close(); length() stays 0 where the tops could not be had.
+// The tops of a panel's columns, listed lane by lane. To be made in three steps: open(), collect() with all rows in
+// turn, close(); has(c) tells which columns' tops could be had, which does not depend on the columns beside them.
 template <class T>
 class ColumnCandidates {
  public:
@@ -18,46 +18,55 @@ class ColumnCandidates {
   void open(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
     const Plan& plan = panel.plan;
     if (!wants_column_candidates(plan)) return;
-    double most = 0;
-    for (int c = 0; c < panel.live; ++c) {
-      double mass = at(k, panel.vector(c)), temperature = at(tau, panel.vector(c));
-      most = mass > most ? mass : most;
-      if (!(mass >= 0 && mass <= kSmallColumnShare * double(plan.n) && is_temperature(temperature))) return;
-    }
-    cpu::note(cpu::Solver::kColumnCandidates);
-    open_ = bound(panel, entries, k, tau);
-    if (!open_) return;
-    width_ = plan.width;
     lanes_ = panel.lanes();
-    capacity_ = smaller(plan.n / 8, int64_t(kRoomForColumn * most) + 256);
-    pitch_ = (capacity_ / kGroup | 1) * kGroup + kGroup;  // lists' ends never meet in one set of a cache
+    int64_t most = 0;
+    for (int l = 0; l < lanes_; ++l) {
+      count_[l] = room_[l] = 0;
+      if (l >= panel.live) continue;
+      const double mass = at(k, panel.vector(l));
+      const bool small = mass >= 0 && mass <= kSmallColumnShare * double(plan.n);
+      if (small && is_temperature(at(tau, panel.vector(l))))
+        room_[l] = smaller(plan.n / 8, int64_t(kRoomForColumn * mass) + 256);
+      most = larger(most, room_[l]);
+    }
+    if (most == 0) return;
+    cpu::note(cpu::Solver::kColumnCandidates);
+    open_ = true;
+    bound(panel, entries, k, tau);
+    width_ = plan.width;
+    pitch_ = (most / kGroup | 1) * kGroup + kGroup;  // lists' ends never meet in one set of a cache
     list_ = Aligned<T>(pitch_ * lanes_);
     steps_ = Aligned<int32_t>(pitch_ * lanes_);
-    for (int l = 0; l < lanes_; ++l) count_[l] = 0;
   }
 
-  // Every entry of these rows above the floor, and every NaN.
+  // Every entry of these rows above its column's floor, and every NaN.
   template <class Entries>
   void collect(const Entries& entries, int64_t step, int64_t steps) {
     if (!open_) return;
     const ScratchArray<T> buffer(steps * width_);
-    open_ = collect(entries(step, steps, buffer), step, steps);
+    collect(entries(step, steps, buffer), step, steps);
   }
 
   void close(const Panel& panel, const PerVector& k, const PerVector& tau) {
-    if (!open_ || !enough(panel, k, tau)) return;
-    for (int l = 0; l < lanes_; ++l) length_ = larger(count_[l], length_);
+    for (int c = 0; c < panel.live; ++c) {
+      has_[c] = open_ && room_[c] > 0 && enough(c, at(k, panel.vector(c)), at(tau, panel.vector(c)));
+      columns_ += has_[c];
+      if (has_[c]) length_ = larger(count_[c], length_);
+    }
     for (int l = 0; l < lanes_; ++l)
-      for (int64_t i = count_[l]; i < length_; ++i) list_[l * pitch_ + i] = -T(HUGE_VAL);
+      for (int64_t i = l < panel.live && has_[l] ? count_[l] : 0; i < length_; ++i)
+        list_[l * pitch_ + i] = -T(HUGE_VAL);
   }
 
-  int64_t length() const { return length_; }
+  int columns() const { return columns_; }  // whose tops could be had
+  bool has(int column) const { return has_[column]; }
   // Calls body(j, x_j) for the entries of column c that are among the tops; the others are zero in y.
   template <class Body>
   void for_each(int c, const Body& body) const {
     for (int64_t i = 0; i < count_[c]; ++i) body(steps_[c * pitch_ + i], list_[c * pitch_ + i]);
   }
-  // A block of the tops side by side.
+  // As vectors of their own, of one length: padded with -inf.
+  int64_t length() const { return length_; }
   View<const T> operator()(int64_t step, int64_t steps, T* buffer) const {
     for (int g = 0; g < lanes_; g += kGroup)
       rows_to_lanes(list_ + g * pitch_ + step, pitch_, steps, buffer + g, width_);
@@ -67,14 +76,14 @@ class ColumnCandidates {
  private:
   // Where the tops begin: the threshold of several times the mass, by the moments of a sample.
   template <class Entries>
-  bool bound(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
+  void bound(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
     const Plan& plan = panel.plan;
     alignas(64) T buffer[kMaxLanes], origin[kMaxLanes], sum[kMaxLanes] = {}, squares[kMaxLanes] = {};
     for (int64_t i = 0; i < kColumnSample; ++i) {
       const T* row = entries(i * (plan.n / kColumnSample), 1, buffer).at;
-      for (int l = 0; i == 0 && l < plan.width; ++l) origin[l] = is_finite(row[l]) ? row[l] : T(0);
+      for (int l = 0; i == 0 && l < lanes_; ++l) origin[l] = is_finite(row[l]) ? row[l] : T(0);
 #pragma omp simd
-      for (int l = 0; l < plan.width; ++l) {
+      for (int l = 0; l < lanes_; ++l) {
         bool finite = (row[l] <= kLargest<T>)&(row[l] >= -kLargest<T>);
         T e = masked(finite, row[l] - origin[l]);
         sum[l] += e;
@@ -82,21 +91,27 @@ class ColumnCandidates {
       }
     }
     double last_q = -1, z = 0;
-    for (int l = 0; l < plan.width; ++l) floor_[l] = T(HUGE_VAL);
-    for (int c = 0; c < panel.live; ++c) {
-      double q = (4 * at(k, panel.vector(c)) + 8) / double(plan.n);
+    for (int l = 0; l < lanes_; ++l) {
+      floor_[l] = T(HUGE_VAL);
+      if (room_[l] == 0) continue;
+      double q = (4 * at(k, panel.vector(l)) + 8) / double(plan.n);
       if (q != last_q) z = normal_quantile(1 - q);
       last_q = q;
-      double mean = sum[c] / kColumnSample, variance = squares[c] / kColumnSample - mean * mean;
-      floor_[c] = T(double(origin[c]) + moment_guess(mean, variance > 0 ? variance : 0, at(tau, panel.vector(c)), z));
-      if (!is_finite(floor_[c])) return false;
+      double mean = sum[l] / kColumnSample, variance = squares[l] / kColumnSample - mean * mean;
+      floor_[l] = T(double(origin[l]) + moment_guess(mean, variance > 0 ? variance : 0, at(tau, panel.vector(l)), z));
+      if (!is_finite(floor_[l])) leave(l);
     }
-    return true;
   }
 
-  // False where the entries are too many to be worth it. First the groups of lanes with such entries are found, a bit
-  // per lane and without branches: hits[found] is overwritten until it is one. Then come the entries themselves.
-  bool collect(const View<const T>& x, int64_t step, int64_t steps) {
+  void leave(int lane) {
+    room_[lane] = 0;
+    floor_[lane] = T(HUGE_VAL);
+  }
+
+  // First the groups of lanes with such entries are found, a bit per lane and without branches: hits[found] is
+  // overwritten until it is one. Then come the entries themselves. A column with more of them than there is room for is
+  // left.
+  void collect(const View<const T>& x, int64_t step, int64_t steps) {
     struct Hit {
       const T* row;
       int64_t step;
@@ -116,44 +131,47 @@ class ColumnCandidates {
     for (int i = 0; i < found; ++i) {
       for (unsigned lanes = hits[i].lanes; lanes != 0; lanes &= lanes - 1) {
         const int l = __builtin_ctz(lanes), lane = hits[i].group + l;
-        if (count_[lane] == capacity_) return false;
+        if (count_[lane] >= room_[lane]) {
+          leave(lane);
+          continue;
+        }
         const int64_t at = lane * pitch_ + count_[lane]++;
         list_[at] = hits[i].row[l];
         steps_[at] = int32_t(hits[i].step);
       }
     }
-    return true;
   }
 
-  // Whether every column has more than mass k above its floor, and so more than k entries.
-  bool enough(const Panel& panel, const PerVector& k, const PerVector& tau) const {
-    for (int c = 0; c < panel.live; ++c) {
-      double rate = 1 / at(tau, panel.vector(c)), total = 0;
-      for (int64_t i = 0; i < count_[c] && !(total > at(k, panel.vector(c))); ++i)
-        total += clip01((double(list_[c * pitch_ + i]) - double(floor_[c])) * rate);
-      if (!(total > at(k, panel.vector(c)))) return false;
-    }
-    return true;
+  // Whether a column has more than mass k above its floor, and so more than k entries.
+  bool enough(int c, double mass, double tau) const {
+    const double rate = 1 / tau;
+    double total = 0;
+    for (int64_t i = 0; i < count_[c] && !(total > mass); ++i)
+      total += clip01((double(list_[c * pitch_ + i]) - double(floor_[c])) * rate);
+    return total > mass;
   }
 
   Aligned<T> list_;
   Aligned<int32_t> steps_;
   bool open_ = false;
-  int64_t capacity_ = 0, pitch_ = 0, length_ = 0;
-  int width_ = 0, lanes_ = 0;
-  int64_t count_[kMaxLanes];
+  int64_t pitch_ = 0, length_ = 0;
+  int width_ = 0, lanes_ = 0, columns_ = 0;
+  bool has_[kMaxLanes];
+  int64_t count_[kMaxLanes], room_[kMaxLanes];  // room: 0 where a column is left
   alignas(64) T floor_[kMaxLanes];
 };
 
-// The panel's thresholds from the candidates of its columns.
+// The thresholds of the columns that have candidates.
 template <class T>
 static void solve_candidates(const Panel& panel, const ColumnCandidates<T>& candidates, const PerVector& k,
                              const PerVector& tau, double* p, double* d) {
   const Plan plan = panel.plan.with_length(candidates.length());
   const Panel shorter(plan, panel.index);
+  bool left[kMaxLanes];
+  for (int c = 0; c < panel.live; ++c) left[c] = !candidates.has(c);
   const Scratch<General<T, ColumnCandidates<T>>> search(shorter, 1, candidates);
   search->keep();
-  search->solve(k, tau, p, d);
+  search->solve(k, tau, p, d, left);
 }
 
 }  // namespace HYPERSIMPLEX_ISA

@@ -63,7 +63,7 @@ class General {  // large: to be had as Scratch
       View<const T> from = source_(step, steps, to);
       if (from.at == to) return;
       for (int64_t s = 0; s < steps; ++s)
-        for (int l = 0; l < plan_.width; l += kGroup)
+        for (int l = 0; l < panel_.lanes(); l += kGroup)
           memcpy(to + s * plan_.width + l, from.at + s * from.stride + l, kGroup * sizeof(T));
     });
     kept_ = {own_, plan_.width};
@@ -88,7 +88,8 @@ class General {  // large: to be had as Scratch
       }
       set_lanes(lanes_, thresholds_, plan_.width, columns_);
       sweep_thresholds(totals_.sums);
-      for (int c = 0; c < panel_.live; ++c) at_threshold[c] = result(totals_.sums, c);
+      for (int c = 0; c < panel_.live; ++c)
+        if (counts[c] >= 0) at_threshold[c] = result(totals_.sums, c);
     };
     evaluate_all([&](int c) { return brackets[c].lo; }, at_lo);
     evaluate_all([&](int c) { return brackets[c].hi; }, at_hi);
@@ -134,7 +135,7 @@ class General {  // large: to be had as Scratch
   void start(const PerVector& k, const PerVector& tau, double* p, double* d, const bool* solved) {
     alignas(64) T shift[kMaxLanes], first[kMaxLanes];
     View<const T> head = entries(0, 1, first);
-    for (int c = 0; c < columns_; ++c) shift[c] = is_finite(head.at[c]) ? head.at[c] : T(0);
+    for (int c = 0; c < columns_; ++c) shift[c] = c < panel_.live && is_finite(head.at[c]) ? head.at[c] : T(0);
     repeat(shift, plan_.width, columns_);
     LaneMoments<T>& moments = totals_;
     bool all_finite = true;

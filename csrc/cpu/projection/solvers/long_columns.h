@@ -21,7 +21,7 @@ class RowSample {
     const ScratchArray<T> buffer(width_);
     for (int64_t i = 0; i < size_; ++i) {
       const int64_t step = int64_t(double(i) / double(size_) * double(panel.plan.full_steps));
-      memcpy(rows_ + i * width_, entries(step, 1, buffer).at, width_ * sizeof(T));
+      memcpy(rows_ + i * width_, entries(step, 1, buffer).at, panel.lanes() * sizeof(T));
     }
   }
 

@@ -377,7 +377,7 @@ class ShortVectors {
       last_mass_ = mass[l];
       quantile[l] = last_quantile_;
     }
-    for (int l = given; l < kLanes; ++l) {  // all alike, or padding, which holds no finite entry
+    for (int l = given; l < kLanes; ++l) {  // all alike, or lanes whose results nobody wants
       mass[l] = mass[0];
       temperature[l] = temperature[0];
       quantile[l] = quantile[0];
