@@ -167,14 +167,17 @@ void forward(const LossArgs& args, void* loss, int threads) {
       };
     };
     const ScratchArray<ColumnCandidates<T>> tops(end - begin);
+    bool open = false;
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
       some_ignored[i] = samples.masses(panel, inner_threads, state.k + panel.vector(0));
       tops[i - begin].open(panel, source(i), {state.k, 0}, args.tau);
+      open |= tops[i - begin].is_open();
     }
-    for_each_rows(plan, end - begin, 0, plan.chunks, [&](int64_t step, int64_t steps) {
-      for (int64_t i = begin; i < end; ++i) tops[i - begin].collect(source(i), step, steps);
-    });
+    if (open)
+      for_each_rows(plan, end - begin, [&](int64_t step, int64_t steps) {
+        for (int64_t i = begin; i < end; ++i) tops[i - begin].collect(source(i), step, steps);
+      });
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
       ColumnCandidates<T>& top = tops[i - begin];

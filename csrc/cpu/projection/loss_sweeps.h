@@ -74,13 +74,8 @@ static void sweep_loss(const T* x, const Targets targets, const T* weight, int64
   for (int g = 0; g < width; g += kGroup) {
     V mean[kCount] = {}, mean_part[kCount] = {}, loss[kCount] = {}, loss_part[kCount] = {};
     V balance[kCount] = {}, balance_part[kCount] = {};
-    V floor[kCount], ceiling[kCount], p[kCount], d[kCount], rate[kCount];
+    const GroupThresholds<T> group(lanes, g);
     Counts<T> active[kCount] = {};
-    load_group(lanes.floor + g, floor);
-    load_group(lanes.ceiling + g, ceiling);
-    load_group(lanes.p + g, p);
-    load_group(lanes.d + g, d);
-    load_group(lanes.rate + g, rate);
     const T *row = x + g, *importance = weight + g;
     for (int64_t n = 0; n < steps;) {
       for (const int64_t end = run_end(n, steps); n < end;
@@ -89,9 +84,9 @@ static void sweep_loss(const T* x, const Targets targets, const T* weight, int64
           const int l = i * kVectorLanes<T>;
           const V v = load_vector(row + l), target = targets(n, g + l);
           prefetch(row + l, stride, 32);
-          const V u = ((v - p[i]) - d[i]) * rate[i], y = clipped01(u), r = y - target;
+          const V u = group.scaled(i, v), y = clipped01(u), r = y - target;
           const V s = Weighted ? load_vector(importance + l) : V{} + 1, sr = Weighted ? s * r : r;
-          const auto is_active = both_greater(greater(v, floor[i]), ceiling[i], v);
+          const auto is_active = group.is_active(i, v);
           active[i] = add_one_where(is_active, active[i]);
           mean_part[i] = add_where(is_active, mean_part[i], FenchelYoung ? s : sr);
           if (FenchelYoung) {
@@ -141,12 +136,8 @@ static void sweep_loss_gradient(const T* x, const Targets targets, const T* weig
   for (int64_t first = 0; first < steps; first += kTogether) {
     const int64_t end = first + kTogether < steps ? first + kTogether : steps;
     for (int g = 0; g < live; g += kGroup) {
-      V floor[kCount], ceiling[kCount], p[kCount], d[kCount], rate[kCount], gain[kCount], mean[kCount], lambda[kCount];
-      load_group(lanes.floor + g, floor);
-      load_group(lanes.ceiling + g, ceiling);
-      load_group(lanes.p + g, p);
-      load_group(lanes.d + g, d);
-      load_group(lanes.rate + g, rate);
+      const GroupThresholds<T> group(lanes, g);
+      V gain[kCount], mean[kCount], lambda[kCount];
       load_group(lanes.gain + g, gain);
       load_group(lanes.mean + g, mean);
       if (FenchelYoung && Weighted) load_group(lanes.lambda + g, lambda);
@@ -158,8 +149,8 @@ static void sweep_loss_gradient(const T* x, const Targets targets, const T* weig
             const int l = i * kVectorLanes<T>;
             const V v = load_vector(row + l);
             prefetch(row + l, stride);
-            const auto is_active = both_greater(greater(v, floor[i]), ceiling[i], v);
-            const V y = clipped01(((v - p[i]) - d[i]) * rate[i]), r = y - targets(n, g + l);
+            const auto is_active = group.is_active(i, v);
+            const V y = clipped01(group.scaled(i, v)), r = y - targets(n, g + l);
             const V s = Weighted ? load_vector(weight + n * weight_stride + g + l) : V{} + 1, sr = Weighted ? s * r : r;
             if (FenchelYoung) {
               const auto is_finite = both_greater(greater(V{} + T(HUGE_VAL), v), v, V{} - T(HUGE_VAL));

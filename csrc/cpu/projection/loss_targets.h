@@ -148,7 +148,9 @@ class LossBatch {
     return {read(step, steps, some_ignored, x_buffer), target, weight_buffer, nullptr};
   }
   // What a sweep is to take for the targets of a block by label.
-  LabelTargets<T> by_label(const Block& block) const { return {block.labelled, T(off_ + keep_), T(off_)}; }
+  LabelTargets<T> by_label(const Block& block) const {
+    return {block.labelled, target_of_label(true), target_of_label(false)};
+  }
 
  private:
   bool by_label(const Panel& panel) const {
@@ -213,7 +215,7 @@ class LossBatch {
 
   // The targets of one class; whether some samples are ignored.
   bool fill_class(int64_t v, int64_t begin, int64_t count, T* buffer) const {
-    const T rest = T(off_), label = T(off_ + keep_);
+    const T rest = target_of_label(false), label = target_of_label(true);
     const int64_t none = args_.ignore_index;
     int64_t ignored = 0;
     auto fill = [&](const auto& index_of) {

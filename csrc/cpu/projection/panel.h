@@ -196,12 +196,11 @@ static void for_each_block(const Plan& plan, int64_t chunk, const Body& body) {
   if (full < end) body(full, end - full);
 }
 
-// Blocks of the chunks from `begin` to `end`, for `panels` of them in turn: where they lie side by side those of a few
-// rows, so that a wide matrix is walked row by row.
+// Blocks of a few rows each, for `panels` of them in turn: so a wide matrix is walked row by row.
 template <class Body>
-static void for_each_rows(const Plan& plan, int64_t panels, int64_t begin, int64_t end, const Body& body) {
+static void for_each_rows(const Plan& plan, int64_t panels, const Body& body) {
   const int64_t few = kBlock / (panels * plan.width), rows = smaller(few > kFewRows ? few : kFewRows, plan.block_steps);
-  for (int64_t chunk = begin; chunk < end; ++chunk)
+  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
     for_each_block(plan, chunk, [&](int64_t step, int64_t steps) {
       for (int64_t s = step; s < step + steps; s += rows) body(s, smaller(rows, step + steps - s));
     });

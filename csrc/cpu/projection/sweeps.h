@@ -82,6 +82,24 @@ static inline void load_group(const T* from, Vector<T>* to) {
   memcpy(to, from, kGroup * sizeof(T));
 }
 
+// The thresholds of a group's lanes as vectors, and what they say of entries v of the i-th vector.
+template <class T>
+struct GroupThresholds {
+  using V = Vector<T>;
+  V floor[kVectors<T>], ceiling[kVectors<T>], p[kVectors<T>], d[kVectors<T>], rate[kVectors<T>];
+
+  template <class L>
+  GroupThresholds(const L& lanes, int g) {
+    load_group(lanes.floor + g, floor);
+    load_group(lanes.ceiling + g, ceiling);
+    load_group(lanes.p + g, p);
+    load_group(lanes.d + g, d);
+    load_group(lanes.rate + g, rate);
+  }
+  Mask<T> is_active(int i, V v) const { return both_greater(greater(v, floor[i]), ceiling[i], v); }
+  V scaled(int i, V v) const { return ((v - p[i]) - d[i]) * rate[i]; }  // y before it is clipped
+};
+
 // The end of one run of a sum in T: sum += part.
 template <class T>
 static inline void join(T* part, T* sum) {
@@ -253,23 +271,18 @@ static void sweep_jvp_sums(const T* x, const T* v, int64_t steps, int64_t stride
   using V = Vector<T>;
   for (int g = 0; g < width; g += kGroup) {
     V sum[kVectors<T>] = {}, part[kVectors<T>] = {}, product[kVectors<T>] = {}, inner[kVectors<T>] = {};
-    V floor[kVectors<T>], ceiling[kVectors<T>], p[kVectors<T>], d[kVectors<T>], rate[kVectors<T>];
+    const GroupThresholds<T> group(lanes, g);
     Counts<T> active[kVectors<T>] = {};
-    load_group(lanes.floor + g, floor);
-    load_group(lanes.ceiling + g, ceiling);
-    load_group(lanes.p + g, p);
-    load_group(lanes.d + g, d);
-    load_group(lanes.rate + g, rate);
     const T *row = x + g, *tangent = v + g;
     for (int64_t n = 0; n < steps;) {
       for (const int64_t end = run_end(n, steps); n < end; ++n, row += stride, tangent += v_stride) {
         for (int i = 0; i < kVectors<T>; ++i) {
           const V e = load_vector(row + i * kVectorLanes<T>), u = load_vector(tangent + i * kVectorLanes<T>);
-          const auto is_active = both_greater(greater(e, floor[i]), ceiling[i], e);
+          const auto is_active = group.is_active(i, e);
           active[i] = add_one_where(is_active, active[i]);
           part[i] = add_where(is_active, part[i], u);
           if (Products) {
-            const V y = zero_unless(is_active, ((e - p[i]) - d[i]) * rate[i]);
+            const V y = zero_unless(is_active, group.scaled(i, e));
             product[i] += zero_unless(is_active, u) * y;
             inner[i] += y;
           }

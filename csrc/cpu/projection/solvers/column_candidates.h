@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/projection/solvers/general.h"
-#include "cpu/simd/aligned.h"
+#include "cpu/projection/solvers/lane_lists.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -21,7 +21,7 @@ class ColumnCandidates {
     lanes_ = panel.lanes();
     int64_t most = 0;
     for (int l = 0; l < lanes_; ++l) {
-      count_[l] = room_[l] = 0;
+      room_[l] = 0;
       if (l >= panel.live) continue;
       const double mass = at(k, panel.vector(l));
       const bool small = mass >= 0 && mass <= kSmallColumnShare * double(plan.n);
@@ -31,31 +31,29 @@ class ColumnCandidates {
     }
     if (most == 0) return;
     cpu::note(cpu::Solver::kColumnCandidates);
-    open_ = true;
     bound(panel, entries, k, tau);
-    width_ = plan.width;
-    pitch_ = (most / kGroup | 1) * kGroup + kGroup;  // lists' ends never meet in one set of a cache
-    list_ = Aligned<T>(pitch_ * lanes_);
-    steps_ = Aligned<int32_t>(pitch_ * lanes_);
+    lists_.reserve(lanes_, plan.width, most);
+    steps_ = Aligned<int32_t>(lists_.size());
   }
+  bool is_open() const { return lists_.reserved(); }
 
   // Every entry of these rows above its column's floor, and every NaN.
   template <class Entries>
   void collect(const Entries& entries, int64_t step, int64_t steps) {
-    if (!open_) return;
-    const ScratchArray<T> buffer(steps * width_);
+    if (!is_open()) return;
+    const ScratchArray<T> buffer(kBlock);
     collect(entries(step, steps, buffer), step, steps);
   }
 
   void close(const Panel& panel, const PerVector& k, const PerVector& tau) {
     for (int c = 0; c < panel.live; ++c) {
-      has_[c] = open_ && room_[c] > 0 && enough(c, at(k, panel.vector(c)), at(tau, panel.vector(c)));
+      has_[c] = is_open() && room_[c] > 0 && enough(c, at(k, panel.vector(c)), at(tau, panel.vector(c)));
       columns_ += has_[c];
-      if (has_[c]) length_ = larger(count_[c], length_);
     }
+    if (columns_ == 0) return;
     for (int l = 0; l < lanes_; ++l)
-      for (int64_t i = l < panel.live && has_[l] ? count_[l] : 0; i < length_; ++i)
-        list_[l * pitch_ + i] = -T(HUGE_VAL);
+      if (l >= panel.live || !has_[l]) lists_.drop(l);
+    length_ = lists_.pad();
   }
 
   int columns() const { return columns_; }  // whose tops could be had
@@ -63,15 +61,11 @@ class ColumnCandidates {
   // Calls body(j, x_j) for the entries of column c that are among the tops; the others are zero in y.
   template <class Body>
   void for_each(int c, const Body& body) const {
-    for (int64_t i = 0; i < count_[c]; ++i) body(steps_[c * pitch_ + i], list_[c * pitch_ + i]);
+    for (int64_t i = 0; i < lists_.count(c); ++i) body(steps_[lists_.first(c) + i], lists_.at(c)[i]);
   }
-  // As vectors of their own, of one length: padded with -inf.
+  // As vectors of their own, of one length.
+  const LaneLists<T>& lists() const { return lists_; }
   int64_t length() const { return length_; }
-  View<const T> operator()(int64_t step, int64_t steps, T* buffer) const {
-    for (int g = 0; g < lanes_; g += kGroup)
-      rows_to_lanes(list_ + g * pitch_ + step, pitch_, steps, buffer + g, width_);
-    return {buffer, width_};
-  }
 
  private:
   // Where the tops begin: the threshold of several times the mass, by the moments of a sample.
@@ -131,13 +125,12 @@ class ColumnCandidates {
     for (int i = 0; i < found; ++i) {
       for (unsigned lanes = hits[i].lanes; lanes != 0; lanes &= lanes - 1) {
         const int l = __builtin_ctz(lanes), lane = hits[i].group + l;
-        if (count_[lane] >= room_[lane]) {
+        if (lists_.count(lane) >= room_[lane]) {
           leave(lane);
           continue;
         }
-        const int64_t at = lane * pitch_ + count_[lane]++;
-        list_[at] = hits[i].row[l];
-        steps_[at] = int32_t(hits[i].step);
+        steps_[lists_.first(lane) + lists_.count(lane)] = int32_t(hits[i].step);
+        lists_.add(lane, hits[i].row[l]);
       }
     }
   }
@@ -146,18 +139,17 @@ class ColumnCandidates {
   bool enough(int c, double mass, double tau) const {
     const double rate = 1 / tau;
     double total = 0;
-    for (int64_t i = 0; i < count_[c] && !(total > mass); ++i)
-      total += clip01((double(list_[c * pitch_ + i]) - double(floor_[c])) * rate);
+    for (int64_t i = 0; i < lists_.count(c) && !(total > mass); ++i)
+      total += clip01((double(lists_.at(c)[i]) - double(floor_[c])) * rate);
     return total > mass;
   }
 
-  Aligned<T> list_;
-  Aligned<int32_t> steps_;
-  bool open_ = false;
-  int64_t pitch_ = 0, length_ = 0;
-  int width_ = 0, lanes_ = 0, columns_ = 0;
+  LaneLists<T> lists_;
+  Aligned<int32_t> steps_;  // of what is listed
+  int64_t length_ = 0;
+  int lanes_ = 0, columns_ = 0;
   bool has_[kMaxLanes];
-  int64_t count_[kMaxLanes], room_[kMaxLanes];  // room: 0 where a column is left
+  int64_t room_[kMaxLanes];  // 0 where a column is left
   alignas(64) T floor_[kMaxLanes];
 };
 
@@ -169,7 +161,7 @@ static void solve_candidates(const Panel& panel, const ColumnCandidates<T>& cand
   const Panel shorter(plan, panel.index);
   bool left[kMaxLanes];
   for (int c = 0; c < panel.live; ++c) left[c] = !candidates.has(c);
-  const Scratch<General<T, ColumnCandidates<T>>> search(shorter, 1, candidates);
+  const Scratch<General<T, LaneLists<T>>> search(shorter, 1, candidates.lists());
   search->keep();
   search->solve(k, tau, p, d, left);
 }

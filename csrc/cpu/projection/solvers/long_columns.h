@@ -6,7 +6,7 @@
 
 #include "cpu/projection/solvers/bracket.h"
 #include "cpu/projection/solvers/general.h"
-#include "cpu/simd/aligned.h"
+#include "cpu/projection/solvers/lane_lists.h"
 
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
@@ -37,64 +37,6 @@ class RowSample {
   const Aligned<T> rows_;
 };
 
-// The entries of a panel's columns that their brackets leave undecided, lane by lane, at most `room` of each.
-template <class T>
-class Undecided {
- public:
-  void reserve(int lanes, int width, int64_t room) {
-    lanes_ = lanes;
-    width_ = width;
-    room_ = room;
-    pitch_ = (room / kGroup | 1) * kGroup + kGroup;  // lists' ends never meet in one set of a cache
-    list_ = Aligned<T>(pitch_ * lanes);
-    for (int l = 0; l < lanes; ++l) count_[l] = 0;
-  }
-  bool reserved() const { return lanes_ > 0; }
-  int64_t count(int lane) const { return count_[lane]; }
-
-  T greatest(int lane) const {
-    T most = list_[lane * pitch_];
-    for (int64_t i = 1; i < count_[lane]; ++i) most = max(most, list_[lane * pitch_ + i]);
-    return most;
-  }
-
-  // What does not find room is counted all the same.
-  void add(int lane, T v) {
-    if (count_[lane] < room_) list_[lane * pitch_ + count_[lane]] = v;
-    ++count_[lane];
-  }
-  void append(const Undecided& next) {
-    for (int l = 0; l < lanes_; ++l) {
-      const int64_t more = next.count_[l];
-      if (count_[l] + more <= room_) memcpy(list_ + l * pitch_ + count_[l], next.list_ + l * pitch_, more * sizeof(T));
-      count_[l] += more;
-    }
-  }
-
-  // As vectors of their own, of one length: padded with -inf; a list that did not find room is empty.
-  int64_t pad() {
-    int64_t length = 1;
-    for (int l = 0; l < lanes_; ++l) {
-      if (count_[l] > room_) count_[l] = 0;
-      length = larger(length, count_[l]);
-    }
-    for (int l = 0; l < lanes_; ++l)
-      for (int64_t i = count_[l]; i < length; ++i) list_[l * pitch_ + i] = -T(HUGE_VAL);
-    return length;
-  }
-  View<const T> operator()(int64_t step, int64_t steps, T* buffer) const {
-    for (int g = 0; g < lanes_; g += kGroup)
-      rows_to_lanes(list_ + g * pitch_ + step, pitch_, steps, buffer + g, width_);
-    return {buffer, width_};
-  }
-
- private:
-  Aligned<T> list_;
-  int lanes_ = 0, width_ = 0;
-  int64_t room_ = 0, pitch_ = 0;
-  int64_t count_[kMaxLanes];
-};
-
 template <class T, class Entries>
 class PanelSolver;  // solve_panel.h: a sample is a panel too
 
@@ -112,7 +54,7 @@ class LongColumns {
     // Each thread has a part of the rows, and lists of its own; sums are added in order, whoever computed them.
     const Plan& plan = panel.plan;
     const int64_t room = smaller(plan.n / 4, kRoomForUndecided);
-    const std::unique_ptr<Undecided<T>[]> parts(new Undecided<T>[threads]);
+    const std::unique_ptr<LaneLists<T>[]> parts(new LaneLists<T>[threads]);
     const std::unique_ptr<LaneSums[]> sums(new LaneSums[plan.chunks]);
     walk_parts(plan.chunks, threads, Walk::kForwards, [&](int64_t chunk, int64_t part) {
       if (!parts[part].reserved()) parts[part].reserve(panel.lanes(), plan.width, room);
@@ -133,17 +75,23 @@ class LongColumns {
       decided[c].active = sums[0].b[c];
       decided[c].sum = sums[0].c[c];
       counts[c] = usable_[c] && parts[0].count(c) <= room ? parts[0].count(c) : -1;
-      if (counts[c] > 0 && brackets_[c].open()) brackets_[c].hi = {double(parts[0].greatest(c)), 0};
       if (counts[c] == 0 && brackets_[c].open()) counts[c] = -1;
+      if (counts[c] > 0 && brackets_[c].open()) brackets_[c].hi = {double(greatest(parts[0].at(c), counts[c])), 0};
     }
     const Plan shorter = plan.with_length(parts[0].pad());
     const Panel rest(shorter, panel.index);
-    const Scratch<General<T, Undecided<T>>> search(rest, 1, parts[0]);
+    const Scratch<General<T, LaneLists<T>>> search(rest, 1, parts[0]);
     search->keep();
     return search->solve_between(brackets_, decided, counts, k, tau, p, d, solved);
   }
 
  private:
+  static T greatest(const T* list, int64_t count) {
+    T most = list[0];
+    for (int64_t i = 1; i < count; ++i) most = max(most, list[i]);
+    return most;
+  }
+
   // Where the roots lie, by those of a sample for a little more than the mass and for a little less.
   template <class Entries>
   bool bracket(const Panel& panel, const Entries& entries, const PerVector& k, const PerVector& tau) {
@@ -192,7 +140,7 @@ class LongColumns {
 
   // a = ones, b = active entries, c = their sum of x - lo.p; the rest is listed. First without branches: the vectors
   // that hold some of it, a bit per lane.
-  void sort_out(const View<const T>& x, int64_t steps, int lanes, LaneSums& out, Undecided<T>& rest) const {
+  void sort_out(const View<const T>& x, int64_t steps, int lanes, LaneSums& out, LaneLists<T>& rest) const {
     using V = Vector<T>;
     constexpr int kCount = kVectors<T>;
     struct Hit {
