@@ -90,6 +90,14 @@ def without_kernels(monkeypatch):
 
 
 @pytest.fixture
+def set_threads():
+    """torch.set_num_threads, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def force():
     """A function that forces a solver of the CPU (csrc/cpu/projection/plan.h) until the test ends, "" no longer."""
     native = pytest.importorskip("hypersimplex_ext._C").cpu

@@ -116,16 +116,12 @@ def test_special_values_stay_in_their_class(value):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_change_nothing(threads):
+def test_threads_change_nothing(set_threads, threads):
     x, target = make()
     x.requires_grad_()
-    before = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, threads):
-            torch.set_num_threads(count)
-            value = hypersimplex_loss(x, target)
-            results.append((value, *torch.autograd.grad(value, x)))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, threads):
+        set_threads(count)
+        value = hypersimplex_loss(x, target)
+        results.append((value, *torch.autograd.grad(value, x)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -131,14 +131,10 @@ def test_an_unknown_instruction_set_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 300])
-def test_a_class_index_out_of_range_is_an_error_whatever_the_number_of_threads(label: int) -> None:
+def test_a_class_index_out_of_range_is_an_error_whatever_the_number_of_threads(set_threads, label: int) -> None:
     x, labels = torch.zeros(20_000, 300), torch.zeros(20_000, dtype=torch.long)
     labels[-1] = label
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            with pytest.raises(IndexError, match=f"Target {label} is out of bounds."):
-                hypersimplex_loss(x, labels)
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 3):
+        set_threads(count)
+        with pytest.raises(IndexError, match=f"Target {label} is out of bounds."):
+            hypersimplex_loss(x, labels)

@@ -307,19 +307,15 @@ def test_upstream_gradients_that_are_lazily_negated(device):
 
 
 @pytest.mark.parametrize("shape", [(20_000, 10), (3000, 100), (100_000,), (90_000, 2)])
-def test_results_repeat_whatever_the_number_of_threads(shape):
+def test_results_repeat_whatever_the_number_of_threads(set_threads, shape):
     x, target = make(shape, "soft" if len(shape) == 1 else "ignored", "cpu")
     results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            for kind in KINDS:
-                leaf = x.clone().requires_grad_()
-                value = hypersimplex_loss(leaf, target, kind=kind)
-                results.append((kind, value.detach(), *torch.autograd.grad(value, leaf)))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3, 2):
+        set_threads(threads)
+        for kind in KINDS:
+            leaf = x.clone().requires_grad_()
+            value = hypersimplex_loss(leaf, target, kind=kind)
+            results.append((kind, value.detach(), *torch.autograd.grad(value, leaf)))
     for kind, *values in results:
         first = next(others for other, *others in results if other == kind)
         assert all(torch.equal(a, b) for a, b in zip(values, first, strict=True))

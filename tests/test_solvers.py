@@ -148,20 +148,17 @@ PANELS = {
 
 
 @pytest.mark.parametrize("name", PANELS)
-def test_nothing_depends_on_how_many_columns_make_a_panel(name):
+def test_nothing_depends_on_how_many_columns_make_a_panel(set_threads, name):
     """Which the number of threads decides."""
     torch.manual_seed(0)
     function, x = PANELS[name]()
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            leaf = x.clone().requires_grad_()
-            value = function(leaf)
-            (grad,) = torch.autograd.grad(value, leaf, torch.linspace(-1, 1, value.numel()).to(value).view_as(value))
-            results.append((value.detach(), grad))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3, 7):
+        set_threads(threads)
+        leaf = x.clone().requires_grad_()
+        value = function(leaf)
+        (grad,) = torch.autograd.grad(value, leaf, torch.linspace(-1, 1, value.numel()).to(value).view_as(value))
+        results.append((value.detach(), grad))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 

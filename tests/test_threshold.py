@@ -329,22 +329,18 @@ def test_order_is_kept(device):
 
 @pytest.mark.parametrize("shape", [(4, 300), (3, 70_000), (40_000, 10), (300_000,), (3000, 40), (50_000, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_results_repeat_whatever_the_number_of_threads(shape, dtype):
+def test_results_repeat_whatever_the_number_of_threads(set_threads, shape, dtype):
     x = torch.randn(shape).to(dtype)
     v = torch.randn_like(x)
     results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            for dim in range(x.ndim):
-                leaf = x.clone().requires_grad_()
-                tau = torch.tensor(0.7, requires_grad=True)
-                y, t = soft_binary_argmax(leaf, 2.5, tau, dim=dim, return_threshold=True)
-                gradients = torch.autograd.grad(y, (leaf, tau), v)
-                results.append((dim, y.detach(), t, *gradients))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3, 2):
+        set_threads(threads)
+        for dim in range(x.ndim):
+            leaf = x.clone().requires_grad_()
+            tau = torch.tensor(0.7, requires_grad=True)
+            y, t = soft_binary_argmax(leaf, 2.5, tau, dim=dim, return_threshold=True)
+            gradients = torch.autograd.grad(y, (leaf, tau), v)
+            results.append((dim, y.detach(), t, *gradients))
     for dim, *values in results:
         first = next(others for d, *others in results if d == dim)
         for value, other in zip(values, first, strict=True):
