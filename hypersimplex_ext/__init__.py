@@ -1,6 +1,6 @@
 """Differentiable top-k and zero-one loss through Euclidean projection onto the hypersimplex."""
 
-from . import functional, nn, reference
+from . import batch, functional, nn, reference
 from ._build_info import __version__, build_info
 from .functional import binary_argmax, hypersimplex_loss, soft_binary_argmax
 from .order import isotonic_regression, sort
@@ -8,6 +8,7 @@ from .ranking import project_permutahedron, soft_rank, soft_sort
 
 __all__ = [
     "__version__",
+    "batch",
     "binary_argmax",
     "build_info",
     "functional",
