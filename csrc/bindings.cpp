@@ -14,6 +14,7 @@
 
 #include "cpu/projection/solvers/solver.h"
 #include "hypersimplex.h"
+#include "loss_signature.h"
 #include "tensor_view.h"
 
 #ifndef HYPERSIMPLEX_MODULE
@@ -24,7 +25,6 @@ namespace hypersimplex {
 namespace {
 
 using Address = std::uintptr_t;
-using Sizes = std::vector<int64_t>;
 
 template <class T>
 T* pointer(Address address) {
@@ -32,14 +32,6 @@ T* pointer(Address address) {
 }
 PerVector per_vector(const double* values, double value) { return {values, value}; }
 
-// An enumeration of hypersimplex.h, whose last value is given.
-template <class Enum>
-Enum choice(const char* name, int value, Enum last) {
-  if (value < 0 || value > int(last))
-    throw py::value_error(std::string(name) + " must lie in [0, " + std::to_string(int(last)) + "], got " +
-                          std::to_string(value));
-  return Enum(value);
-}
 DType dtype_of(int dtype) { return choice("dtype", dtype, DType::kBFloat16); }
 DType dtype_of(const char* name, const TensorView& view) {
   for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16})
@@ -74,6 +66,15 @@ struct Cpu {
   static void loss_backward(const LossArgs& args, const LossBackward& backward, int threads) {
     py::gil_scoped_release release;
     cpu::loss_backward(args, backward, threads);
+  }
+  static void average_thresholds(const ThresholdAverage& average, int) { cpu::average_thresholds(average); }
+  static void shard_sums(const LossArgs& args, const ShardCall& call, int threads) {
+    py::gil_scoped_release release;
+    cpu::shard_sums(args, call, threads);
+  }
+  static void shard_step(const LossArgs& args, const ShardCall& call, int) {
+    py::gil_scoped_release release;
+    cpu::shard_step(args, call);
   }
   static void sort(const SortArgs& args, int threads) {
     py::gil_scoped_release release;
@@ -112,6 +113,18 @@ struct Cuda {
   static void loss_backward(const LossArgs& args, const LossBackward& backward, Address stream, const py::function&) {
     py::gil_scoped_release release;
     cuda::loss_backward(args, backward, pointer<void>(stream));
+  }
+  static void average_thresholds(const ThresholdAverage& average, Address stream, const py::function&) {
+    cuda::average_thresholds(average, pointer<void>(stream));
+  }
+  static void shard_sums(const LossArgs& args, const ShardCall& call, Address stream, const py::function& allocate) {
+    void* memory = workspace(cuda::shard_sums_workspace(args), allocate);
+    py::gil_scoped_release release;
+    cuda::shard_sums(args, call, memory, pointer<void>(stream));
+  }
+  static void shard_step(const LossArgs& args, const ShardCall& call, Address stream, const py::function&) {
+    py::gil_scoped_release release;
+    cuda::shard_step(args, call, pointer<void>(stream));
   }
   static void sort(const SortArgs& args, Address stream, const py::function& allocate) {
     void* memory = workspace(cuda::sort_workspace(args), allocate);
@@ -170,52 +183,6 @@ void define_projection(py::module_& m) {
       });
 }
 
-// The loss for one signature. Samples and classes are [N, C, d...] or [N], which is (1, C, N, prod d).
-using LossTensors = std::array<Argument, 7>;  // x, state, target, k_values, tau_values, weight, sample_weight
-struct LossSignature : Elements {
-  LossArgs args;
-  Sizes none, samples, classes, state;  // of what there is one of; per sample; per class; of the state
-
-  LossSignature(DType dtype, const dlpack::Device& device, const Sizes& sizes, const LossArgs& settings)
-      : Elements(dtype, device, sizes), args(settings) {
-    if (sizes.empty()) throw py::value_error("input must have at least one dimension, got none");
-    const bool binary = sizes.size() == 1;
-    samples = sizes;
-    if (!binary) samples.erase(samples.begin() + 1);
-    classes = {binary ? 1 : sizes[1]};
-    state = {kLossStateRows * classes[0] + 1};
-    args.shape = {1, classes[0], sizes[0], 1};
-    for (size_t d = 2; d < sizes.size(); ++d) args.shape.n2 *= sizes[d];
-  }
-  // The strides of what has one entry per sample and class, or per sample.
-  static Strides strides_of(const TensorView& view, bool per_class) {
-    const int first = per_class && view.ndim() > 1 ? 2 : 1;
-    return {0, first == 2 ? view.stride(1) : 0, view.stride(0), view.collapsed(first, view.ndim())};
-  }
-  LossArgs at(const LossTensors& tensors, Role state_role) const {
-    const bool dense = args.target_kind == TargetKind::kDense;
-    LossArgs placed = args;
-    const TensorView x = view("x", tensors[0], Role::kInput), target("target", tensors[2], Role::kInput);
-    target.require(dense ? type : kInt64, device, dense ? sizes : samples);
-    placed.x = x.data();
-    placed.x_strides = strides_of(x, true);
-    placed.target = target.data();
-    placed.target_strides = strides_of(target, dense);
-    require_given("state", tensors[1]);
-    placed.state = numbers<double>("state", tensors[1], state_role, kFloat64, state);
-    placed.k.values = given("k_values", tensors[3], classes);
-    placed.tau.values = given("tau_values", tensors[4], classes);
-    placed.weight = given("weight", tensors[5], classes);
-    placed.sample_weight = given("sample_weight", tensors[6], samples);
-    return placed;
-  }
-
- private:
-  const double* given(const char* name, const Argument& tensor, const Sizes& sizes) const {
-    return numbers<const double>(name, tensor, Role::kInput, kFloat64, sizes);
-  }
-};
-
 template <class Backend, class... Tail>
 void define_loss(py::module_& m) {
   struct Call : LossSignature {  // one for each backend
@@ -227,7 +194,7 @@ void define_loss(py::module_& m) {
                        int reduction) {
         LossArgs args{};
         args.dtype = dtype_of(dtype);
-        args.target_kind = choice("target_kind", target_kind, TargetKind::kDense);
+        args.target_kind = choice("target_kind", target_kind, TargetKind::kNone);
         args.mass_kind = choice("mass_kind", mass_kind, MassKind::kFraction);
         args.k.value = k;
         args.tau.value = tau;
@@ -249,7 +216,44 @@ void define_loss(py::module_& m) {
              const TensorView upstream("grad", grad_output, Role::kInput), to = call.view("out", grad, Role::kOutput);
              upstream.require(call.type, call.device, call.none);
              Backend::loss_backward(placed, {upstream.data(), to.data(), Call::strides_of(to, true)}, tail...);
-           });
+           })
+      .def("search_bytes", [](const Call& call) { return call.search_bytes(); })
+      .def("shard_rows",
+           [](const Call&, int stage) {
+             const ShardRows rows = shard_rows(choice("stage", stage, ShardStage::kLoss));
+             return std::make_pair(rows.added, rows.greatest);
+           })
+      .def("shard_sums",
+           [](const Call& call, const LossTensors& tensors, int stage, Argument searches, Argument sums, Tail... tail) {
+             Backend::shard_sums(call.at(tensors, Role::kInput),
+                                 call.shard_call(stage, searches, sums, Role::kOutput, {}, {}, 0), tail...);
+           })
+      .def("shard_step", [](const Call& call, const LossTensors& tensors, int stage, Argument searches, Argument totals,
+                            Argument after, Argument loss, double few, Tail... tail) {
+        require_given("after", after);
+        if (stage == int(ShardStage::kLoss)) require_given("loss", loss);
+        Backend::shard_step(call.at(tensors, Role::kInput),
+                            call.shard_call(stage, searches, totals, Role::kInput, after, loss, few), tail...);
+      });
+  // `state` begins with the thresholds p [C], d [C].
+  m.def("average_thresholds", [](Argument state, Argument average, Argument batches, double momentum, Tail... tail) {
+    const TensorView from("state", state, Role::kInput), to("average", average, Role::kInput);
+    const DType dtype = dtype_of("average", to);
+    if (dtype != DType::kFloat32 && dtype != DType::kFloat64)
+      throw py::type_error("average must be float32 or float64, got " + name_of(to.dtype()));
+    if (to.ndim() != 1 || from.ndim() != 1 || from.size(0) < 2 * to.size(0))
+      throw py::value_error("state must be a vector of at least twice the size of average, a vector, got " +
+                            text_of(from.sizes()) + " and " + text_of(to.sizes()));
+    const int64_t classes = to.size(0);
+    const Elements elements(dtype, to.device(), {classes});
+    from.require(kFloat64, to.device(), from.sizes());
+    from.require_contiguous();
+    to.require_contiguous();
+    require_given("batches", batches);
+    auto* counts = elements.numbers<int64_t>("batches", batches, Role::kInput, kInt64, {classes});
+    const double* p = static_cast<const double*>(from.data());
+    Backend::average_thresholds({dtype, classes, p, p + classes, to.data(), counts, momentum}, tail...);
+  });
 }
 
 template <class Backend, class... Tail>
@@ -352,7 +356,14 @@ py::dict enumerations() {
                                 {"RATIO", int(BlockProduct::kRatio)},
                                 {"TRANSPOSED", int(BlockProduct::kTransposed)},
                                 {"RESIDUAL", int(BlockProduct::kResidual)}}),
-      "LossState"_a = codes({{"ROWS", kLossStateRows}}));
+      "LossState"_a = codes({{"ROWS", kLossStateRows}}),
+      "TargetKind"_a = codes({{"CLASS_INDEX", int(TargetKind::kClassIndex)},
+                              {"DENSE", int(TargetKind::kDense)},
+                              {"NONE", int(TargetKind::kNone)}}),
+      "ShardStage"_a = codes({{"MOMENTS", int(ShardStage::kMoments)},
+                              {"COUNTS", int(ShardStage::kCounts)},
+                              {"EDGES", int(ShardStage::kEdges)},
+                              {"LOSS", int(ShardStage::kLoss)}}));
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ struct JvpArgs {
   double* grad_tau;  // [vectors] -(1/tau) sum_A (v - mean_A v) y; or null
 };
 
-enum class TargetKind : int { kClassIndex = 0, kDense = 1 };
+enum class TargetKind : int { kClassIndex = 0, kDense = 1, kNone = 2 };
 enum class LossKind : int { kSquared = 0, kFenchelYoung = 1 };
 enum class Reduction : int { kMean = 0, kSum = 1 };
 // How k_c is found. kTargets: sum_i t[i,c], counted exactly. kFraction: k * samples that take part, rounded down.
@@ -104,12 +104,13 @@ struct LossArgs {
   LossKind kind;
   Reduction reduction;
   // Left by the forward for the backward: kLossStateRows * C numbers, then scale (loss_state.h). Rows: p, d, mean,
-  // active, k, with
+  // active, k, taking_part, with
   //   mean   = mean_A(s r) for the squared loss, mean_A(s) for Fenchel-Young
   //   active = |A|
+  //   taking_part = number of entries that are not ignored
   double* state;
 };
-constexpr int kLossStateRows = 5;
+constexpr int kLossStateRows = 6;
 
 // g_ic = grad_output * scale * w_c / tau_c *
 //     squared:        2 * 1_A (s r - mean)
@@ -119,6 +120,34 @@ struct LossBackward {
   const void* grad_output;  // one number, dtype of x
   void* grad;
   Strides grad_strides;
+};
+
+// The running average of the classes' thresholds t, of those that are finite:
+//     batches <- batches + 1,  m = max(momentum, 1 / batches),  average <- (1 - m) average + m t
+struct ThresholdAverage {
+  DType dtype;  // of the average: kFloat32 or kFloat64
+  int64_t classes;
+  const double *p, *d;  // [C]
+  void* average;        // [C]
+  int64_t* batches;     // [C]
+  double momentum;      // 0: the plain average
+};
+
+// ---- thresholds over samples that are spread over processes ----
+
+// Every process holds a shard of the samples. What a stage needs of them are sums per class: each process takes those
+// over its shard (shard_sums), they are combined over the processes, and each takes the same step from the same totals
+// (shard_step). kMoments comes first, then kCounts until no class is pending, kEdges if a class is in a gap, and kLoss,
+// once again if a class is pending. A projection has no targets (TargetKind::kNone) and no kLoss.
+enum class ShardStage : int { kMoments = 0, kCounts = 1, kEdges = 2, kLoss = 3 };
+
+struct ShardCall {
+  ShardStage stage;
+  void* searches;  // of the process, kept from stage to stage: csrc/shard_search.h
+  double* sums;    // [rows, C] of this shard, zeroed for what it leaves out, or the totals: csrc/shard_search.h
+  int32_t* after;  // [2] set by a step: classes that still search, or are pending; classes in a gap
+  void* loss;      // one number, dtype of x, set by a step of kLoss
+  double few;      // of fewer logits than this, in all shards, a sweep takes several thresholds at a time
 };
 
 // ---- order and isotonic regression: the paper's route (Eq. 4.4), and what a general w needs ----
@@ -208,6 +237,9 @@ void threshold(const ThresholdArgs& args, int threads);
 void jvp(const JvpArgs& args, int threads);
 void loss_forward(const LossArgs& args, void* loss /* one number, dtype of x */, int threads);
 void loss_backward(const LossArgs& args, const LossBackward& backward, int threads);
+void average_thresholds(const ThresholdAverage& average);
+void shard_sums(const LossArgs& args, const ShardCall& call, int threads);
+void shard_step(const LossArgs& args, const ShardCall& call);
 void sort(const SortArgs& args, int threads);
 void isotonic(const IsotonicArgs& args, int threads);
 void block_product(const BlockProductArgs& args, int threads);
@@ -225,6 +257,10 @@ void jvp(const JvpArgs& args, void* workspace, void* stream);
 size_t loss_forward_workspace(const LossArgs& args);
 void loss_forward(const LossArgs& args, void* loss /* one number, dtype of x */, void* workspace, void* stream);
 void loss_backward(const LossArgs& args, const LossBackward& backward, void* stream);
+void average_thresholds(const ThresholdAverage& average, void* stream);
+size_t shard_sums_workspace(const LossArgs& args);
+void shard_sums(const LossArgs& args, const ShardCall& call, void* workspace, void* stream);
+void shard_step(const LossArgs& args, const ShardCall& call, void* stream);
 size_t sort_workspace(const SortArgs& args);
 void sort(const SortArgs& args, void* workspace, void* stream);
 size_t isotonic_workspace(const IsotonicArgs& args);

@@ -9,17 +9,31 @@ namespace hypersimplex {
 
 // LossArgs::state: its rows, a number per class each, and the number behind them.
 struct LossState {
-  double *p, *d, *mean, *active, *k, *scale;
+  double *p, *d, *mean, *active, *k, *taking_part, *scale;
   HYPERSIMPLEX_HOST_DEVICE LossState(double* state, int64_t classes)
       : p(state),
         d(state + classes),
         mean(state + 2 * classes),
         active(state + 3 * classes),
         k(state + 4 * classes),
+        taking_part(state + 5 * classes),
         scale(state + kLossStateRows * classes) {}
 };
 
 // ---- forward ----
+
+// Targets become keep * target + off: label smoothing.
+HYPERSIMPLEX_HOST_DEVICE double smoothing_off(const LossArgs& args) {
+  return args.label_smoothing / double(args.shape.inner > 2 ? args.shape.inner : 2);
+}
+
+// k of class c, where the targets of the entries that take part have this sum.
+HYPERSIMPLEX_HOST_DEVICE double class_mass(const LossArgs& args, int64_t c, double targets, double taking_part) {
+  if (args.mass_kind == MassKind::kFraction) return whole_part(args.k.value, taking_part);
+  if (args.mass_kind == MassKind::kValue) return args.k.values ? args.k.values[c] : args.k.value;
+  if (args.label_smoothing == 0) return targets;
+  return (1 - args.label_smoothing) * targets + smoothing_off(args) * taking_part;
+}
 
 constexpr double kCancelled = 64;  // how much smaller a sum is than its parts where these are computed anew
 
@@ -48,6 +62,17 @@ HYPERSIMPLEX_HOST_DEVICE double loss_scale(Reduction reduction, double weights) 
 }
 HYPERSIMPLEX_HOST_DEVICE double reduced_loss(Reduction reduction, double sum, double weights, double scale) {
   return reduction == Reduction::kMean && weights == 0 ? double(NAN) : sum * scale;
+}
+
+// ---- the running average of thresholds ----
+
+template <class T>
+HYPERSIMPLEX_HOST_DEVICE void average_threshold(const ThresholdAverage& all, int64_t c) {
+  const double t = all.p[c] + all.d[c];
+  if (!is_finite(t)) return;
+  const double plain = 1 / double(++all.batches[c]), share = plain > all.momentum ? plain : all.momentum;
+  T& average = static_cast<T*>(all.average)[c];
+  average = T(double(average) + share * (t - double(average)));
 }
 
 // ---- backward ----

@@ -149,6 +149,10 @@ enum class SearchStatus : int {
   kGapAbove = 3,  // the entries above t are the k ones, every other entry is 0
 };
 
+HYPERSIMPLEX_HOST_DEVICE bool is_gap(SearchStatus status) {
+  return status == SearchStatus::kGapBelow || status == SearchStatus::kGapAbove;
+}
+
 template <class T>
 struct Search {
   // Of the step, which csrc/cpu/projection/solvers/short_vectors.h takes for many vectors abreast: consecutive steps
@@ -157,6 +161,7 @@ struct Search {
   static constexpr int kNewtonPatience = 6, kSecantPatience = 2;
   static constexpr double kWideBracket = 64;
   static constexpr int kPatience = 16;                               // steps until a wide bracket is bisected
+  static constexpr int kMostSteps = 48, kLastStep = 256;             // of step_to_end()
   static constexpr double kTight = sizeof(T) == 4 ? 1e-9 : 0x1p-50;  // of tau, to which rounding lets f tell the root
   double k, tau;
   Pair t;       // where f is to be evaluated next
@@ -184,6 +189,22 @@ struct Search {
     if (difference(t, most) > 0) t = most;
   }
 
+  // The same, unless the search is over before it begins: special rows (State in hypersimplex.h). Of n entries, `count`
+  // are finite, `infinite` are +inf and `nan` are no numbers.
+  HYPERSIMPLEX_HOST_DEVICE void begin(double k_, double tau_, double n, double count, double infinite, double nan,
+                                      T min, T max, double mean, double variance) {
+    status = SearchStatus::kFound;
+    if (!(k_ >= 0 && k_ <= n && is_temperature(tau_)) || nan > 0) {
+      t = {NAN, 0};
+    } else if (infinite >= k_) {
+      t = {HUGE_VAL, k_ > 0 ? k_ / infinite : 0};
+    } else if (k_ >= infinite + count) {
+      t = {-HUGE_VAL, 0};
+    } else {
+      start(k_, tau_, count, infinite, min, max, mean, variance, normal_quantile(1 - (k_ - infinite) / count));
+    }
+  }
+
   // Starts from a bracket whose ends have been swept; false where the root is not between them.
   HYPERSIMPLEX_HOST_DEVICE bool start_between(double k_, double tau_, Pair lo_, Pair hi_, const Sweep& at_lo,
                                               const Sweep& at_hi) {
@@ -197,6 +218,11 @@ struct Search {
 
   // Of values of f, and of S as a sweep is to return it.
   HYPERSIMPLEX_HOST_DEVICE double unit() const { return unit_of<T>(tau); }
+
+  // f(u) by the sweep at u
+  HYPERSIMPLEX_HOST_DEVICE double value(const Sweep& at, Pair u) const {
+    return (at.h - k) * (tau * unit()) + at.S - (at.g - at.h) * (u.d * unit());
+  }
 
   HYPERSIMPLEX_HOST_DEVICE bool inside(Pair u) const { return difference(u, lo) > 0 && difference(hi, u) > 0; }
 
@@ -255,6 +281,17 @@ struct Search {
     aim(bad < kSecantPatience && patient);
   }
 
+  // A step of a search that ends whatever comes: where it does not settle, bisection alone goes on, which takes as many
+  // steps as T has bits, and a few.
+  HYPERSIMPLEX_HOST_DEVICE void step_to_end(const Sweep& at) {
+    step(at);
+    if (status != SearchStatus::kSearching || steps < kMostSteps) return;
+    t = bisected();
+    last_g = last_h = -1;
+    flat = 0;
+    if (steps >= kLastStep) status = SearchStatus::kFound;
+  }
+
   // With no entry active f is constant from the greatest entry below, `zero`, to tau below the least one above, `one`:
   // the end of the bracket that moved there moves on. This costs the caller a sweep and may be left out; it is what
   // keeps far outliers and entries masked with huge numbers cheap.
@@ -277,11 +314,6 @@ struct Search {
     jumps = 2;
     steps = 0;
     status = SearchStatus::kSearching;
-  }
-
-  // f(u) by the sweep at u
-  HYPERSIMPLEX_HOST_DEVICE double value(const Sweep& at, Pair u) const {
-    return (at.h - k) * (tau * unit()) + at.S - (at.g - at.h) * (u.d * unit());
   }
 
   HYPERSIMPLEX_HOST_DEVICE void aim(bool by_secant) {

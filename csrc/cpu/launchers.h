@@ -11,9 +11,11 @@
       apply(jvp, (const JvpArgs& args, int threads), (args, threads), clone()) apply(                              \
           loss_forward, (const LossArgs& args, void* loss, int threads), (args, loss, threads), clone(args.shape)) \
           apply(loss_backward, (const LossArgs& args, const LossBackward& to, int threads), (args, to, threads),   \
-                clone(args.shape)) apply(sort, (const SortArgs& args, int threads), (args, threads), clone())      \
-              apply(isotonic, (const IsotonicArgs& args, int threads), (args, threads), clone())                   \
-                  apply(block_product, (const BlockProductArgs& args, int threads), (args, threads), clone())
+                clone(args.shape)) apply(shard_sums, (const LossArgs& args, const ShardCall& call, int threads),   \
+                                         (args, call, threads), clone())                                           \
+              apply(sort, (const SortArgs& args, int threads), (args, threads), clone())                           \
+                  apply(isotonic, (const IsotonicArgs& args, int threads), (args, threads), clone())               \
+                      apply(block_product, (const BlockProductArgs& args, int threads), (args, threads), clone())
 
 #define HYPERSIMPLEX_DECLARE_LAUNCHER(name, parameters, arguments, chosen) void name parameters;
 

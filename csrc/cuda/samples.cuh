@@ -2,6 +2,7 @@
 // out, targets from class indices or dense rows, label smoothing, sample weights. Class indices are never expanded.
 #pragma once
 
+#include "../loss_state.h"
 #include "tile.cuh"
 
 namespace hypersimplex {
@@ -24,9 +25,7 @@ class Samples {
   __device__ T first() const { return tile_.first(operand<const In>(args_.x, args_.x_strides, index_)); }
 
   // What label smoothing makes of targets 0 and 1.
-  __device__ double off() const {
-    return args_.label_smoothing / double(args_.shape.inner > 2 ? args_.shape.inner : 2);
-  }
+  __device__ double off() const { return smoothing_off(args_); }
   __device__ double keep() const { return 1 - args_.label_smoothing; }
 
   // The label of ignored entries among dense targets, rounded as these are.

@@ -16,8 +16,7 @@ struct alignas(16) VectorState {
   double n, mass, tau;                      // n: its entries; 0 where there is no vector
   double count, mean, variance, low, high;  // of the finite entries
   double infinite, nan;                     // numbers of entries
-  int sweeps;
-  Search<T> search;  // search.t is the result
+  Search<T> search;                         // search.t is the result
   Projector<T> projector;
 
   __device__ void begin(const VectorIndex& which, int64_t entries, const PerVector& k, const PerVector& temperature) {
@@ -27,37 +26,9 @@ struct alignas(16) VectorState {
     tau = index.live ? at(temperature, index.vector) : 1;
   }
 
-  // Starts the search, or ends it before it begins: special rows (State in hypersimplex.h).
-  __device__ void start() {
-    sweeps = 0;
-    search.status = SearchStatus::kFound;
-    bool valid = mass >= 0 && mass <= n && is_temperature(tau);
-    if (!valid || nan > 0) {
-      search.t = {NAN, 0};
-    } else if (infinite >= mass) {
-      search.t = {kInfinity<double>, mass > 0 ? mass / infinite : 0};
-    } else if (mass >= infinite + count) {
-      search.t = {-kInfinity<double>, 0};
-    } else {
-      double z = normal_quantile(1 - (mass - infinite) / count);
-      search.start(mass, tau, count, infinite, T(low), T(high), mean, variance, z);
-    }
-  }
+  __device__ void start() { search.begin(mass, tau, n, count, infinite, nan, T(low), T(high), mean, variance); }
   __device__ bool searching() const { return search.status == SearchStatus::kSearching; }
-  __device__ bool in_gap() const {
-    return search.status == SearchStatus::kGapBelow || search.status == SearchStatus::kGapAbove;
-  }
-
-  // Where the search does not settle, bisection alone goes on: it ends after as many steps as T has bits, and a few.
-  static constexpr int kMostSweeps = 48, kLastSweep = 256;
-  __device__ void step(const Sweep& sums) {
-    search.step(sums);
-    if (!searching() || ++sweeps < kMostSweeps) return;
-    search.t = search.bisected();
-    search.last_g = search.last_h = -1;
-    search.flat = 0;
-    if (sweeps >= kLastSweep) search.status = SearchStatus::kFound;
-  }
+  __device__ bool in_gap() const { return is_gap(search.status); }
 
   // The edge between zeros and ones, where no entry is active.
   __device__ T gap_edge() const {
@@ -98,7 +69,7 @@ class Solver {
   __device__ __forceinline__ void solve() {
     int phase = kMoments;
     // Before each turn all threads of the team have the same phases. Each turn serves one of them for all vectors; it
-    // ends, as VectorState::step() ends every search.
+    // ends, as step_to_end() ends every search.
     while (phase != kDone) {
       const int now = phase & -phase;
       Own own;
@@ -120,10 +91,7 @@ class Solver {
     }
   }
 
- private:
-  // What a vector needs next, a bit each. A tile's phases are those of all its vectors, or-ed; the lowest bit is served
-  // first, so that no vector is swept at a threshold that a jump is about to move.
-  enum Phase : int { kDone = 0, kMoments = 1, kSpecial = 2, kJump = 4, kSearching = 8, kGap = 16 };
+  // ---- single sweeps ----
 
   __device__ T origin() const {
     T first = source_.first();
@@ -157,17 +125,6 @@ class Solver {
     own.high = high;
   }
 
-  __device__ int take_moments(const All& total) {
-    own_.count = total.count(0);
-    double shift = total.sum(0) / own_.count, variance = total.sum(1) / own_.count - shift * shift;
-    own_.mean = double(origin()) + shift;
-    own_.variance = variance > 0 ? variance : 0;
-    own_.low = total.low();
-    own_.high = total.high();
-    own_.infinite = own_.nan = 0;
-    return own_.count < own_.n ? kSpecial : start(own_);
-  }
-
   __device__ void add_special(Own& own) {
     tile_.sweep_seldom(source_, [&](int, const auto& x) {
       for (T v : x) {
@@ -175,12 +132,6 @@ class Solver {
         own.count[1] += v != v;
       }
     });
-  }
-
-  __device__ int take_special(const All& total) {
-    own_.infinite = total.count(0);
-    own_.nan = total.count(1);
-    return start(own_);
   }
 
   __device__ void add_counts(Own& own) {
@@ -204,8 +155,6 @@ class Solver {
         });
   }
 
-  __device__ int take_counts(const All& total) { return step(own_, total.count(0), total.count(1), total.sum(0)); }
-
   // No entry is active: the least one and the greatest zero.
   __device__ void add_gap(Own& own) {
     const T edge = own_.gap_edge();
@@ -216,6 +165,30 @@ class Solver {
     own.low = one;
     own.high = zero;
   }
+
+ private:
+  // What a vector needs next, a bit each. A tile's phases are those of all its vectors, or-ed; the lowest bit is served
+  // first, so that no vector is swept at a threshold that a jump is about to move.
+  enum Phase : int { kDone = 0, kMoments = 1, kSpecial = 2, kJump = 4, kSearching = 8, kGap = 16 };
+
+  __device__ int take_moments(const All& total) {
+    own_.count = total.count(0);
+    double shift = total.sum(0) / own_.count, variance = total.sum(1) / own_.count - shift * shift;
+    own_.mean = double(origin()) + shift;
+    own_.variance = variance > 0 ? variance : 0;
+    own_.low = total.low();
+    own_.high = total.high();
+    own_.infinite = own_.nan = 0;
+    return own_.count < own_.n ? kSpecial : start(own_);
+  }
+
+  __device__ int take_special(const All& total) {
+    own_.infinite = total.count(0);
+    own_.nan = total.count(1);
+    return start(own_);
+  }
+
+  __device__ int take_counts(const All& total) { return step(own_, total.count(0), total.count(1), total.sum(0)); }
 
   __device__ int take_gap(const All& total, int phase) {
     return take_gap(own_, T(total.high()), T(total.low()), phase == kGap);
@@ -228,7 +201,7 @@ class Solver {
     return settle(state);
   }
   __device__ __attribute__((noinline)) static int step(VectorState<T>& state, double g, double h, double S) {
-    if (state.searching()) state.step({g, h, S});
+    if (state.searching()) state.search.step_to_end({g, h, S});
     return settle(state);
   }
   __device__ __attribute__((noinline)) static int take_gap(VectorState<T>& state, T zero, T one, bool last) {

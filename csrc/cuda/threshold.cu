@@ -57,7 +57,7 @@ __device__ __forceinline__ void solve_short(const RegisterRows<In>& rows, const 
     if (wanted) state.take_gap(zero, one);
   };
   // Before each turn search.t is where the next sweep is due, and is the same in all lanes of a group. Groups that have
-  // settled go along, as a warp exchanges numbers only together; VectorState::step() ends every search.
+  // settled go along, as a warp exchanges numbers only together; step_to_end() ends every search.
   while (any_lane(state.searching())) {
     state.projector.aim(state.search.t, state.tau);
     unsigned counts = 0;  // #{x > t} in the lower half, #{x >= t + tau} in the upper
@@ -69,7 +69,7 @@ __device__ __forceinline__ void solve_short(const RegisterRows<In>& rows, const 
     });
     counts = sum(counts, lanes);
     double S = sum(double(active), lanes);
-    if (state.searching()) state.step({double(counts & 0xffff), double(counts >> 16), S});
+    if (state.searching()) state.search.step_to_end({double(counts & 0xffff), double(counts >> 16), S});
     take_gap(state.searching() && state.search.flat != 0);
   }
   state.projector.aim(state.search.t, state.tau);

@@ -177,6 +177,14 @@ class Planner {
     return team_plan();
   }
 
+  // For sweeps of which each is a launch: entries are not kept.
+  Plan streaming() const {
+    Forced forced = forced_regime();
+    if (!forced.set || forced.regime == Regime::kShort) return stream_plan();
+    forced.stream = 1;
+    return forced_plan(forced);
+  }
+
   // A single pass, in which nothing is exchanged: each of the `blocks` blocks of a tile takes its share of it.
   Plan elementwise() const {
     Plan plan = common(Regime::kBlock);

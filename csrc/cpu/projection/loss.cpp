@@ -2,10 +2,8 @@
 // set. Backward: one sweep that reads logits and targets again and writes the gradient. Class indices are compared with
 // the lanes of a row, or become small blocks of targets on the way, never a one-hot tensor; ignored samples become
 // entries that take no part.
-#include <type_traits>
-
 #include "cpu/launchers.h"
-#include "cpu/projection/loss_targets.h"
+#include "cpu/projection/loss_sums.h"
 #include "cpu/projection/solve_panel.h"
 #include "cpu/projection/solvers/column_candidates.h"
 #include "loss_state.h"
@@ -13,72 +11,6 @@
 namespace hypersimplex {
 namespace HYPERSIMPLEX_ISA {
 namespace {
-
-// Calls body(fenchel_young, weighted, targets), the former two as std::bool_constant, with what serves this block.
-template <class Batch, class Block, class Body>
-void with_variant(const Batch& samples, const Block& in, bool fenchel_young, const Body& body) {
-  const DenseTargets<typename Batch::T> dense{in.target.at, in.target.stride};
-  if (in.labelled && fenchel_young) return body(std::true_type(), std::false_type(), samples.by_label(in));
-  if (in.labelled) return body(std::false_type(), std::false_type(), samples.by_label(in));
-  if (fenchel_young && samples.weighted()) return body(std::true_type(), std::true_type(), dense);
-  if (fenchel_young) return body(std::true_type(), std::false_type(), dense);
-  if (samples.weighted()) return body(std::false_type(), std::true_type(), dense);
-  body(std::false_type(), std::false_type(), dense);
-}
-
-// One class of a batch, for what sweeps.h cannot express: entry by entry, in double.
-template <class In>
-struct IrregularClass {
-  const LossBatch<In>& samples;
-  const Panel& panel;
-  const Operand<const In>& x;
-  int column;
-  double p, d, tau;
-  bool fenchel_young;
-
-  struct Entry {
-    bool finite, active;
-    double s, r, y, target, z;
-  };
-  Entry entry(int64_t j) const {
-    if (samples.ignored(panel, column, j)) return {};
-    double logit = load(*x.entry(panel.plan.shape, column, j));
-    double y = project_entry(logit, p, d, tau), target = samples.target(panel, column, j);
-    return {is_finite(logit), y > 0 && y < 1, samples.weight(j), y - target, y, target, logit / tau};
-  }
-  // Total of the loss; |A| and the mean over A beside it.
-  double loss(double& active, double& mean) const {
-    double total = 0, sum = 0;
-    active = 0;
-    for (int64_t j = 0; j < panel.plan.n; ++j) {
-      Entry e = entry(j);
-      active += e.active;
-      if (e.active) sum += fenchel_young ? e.s : e.s * e.r;
-      double term = fenchel_young ? e.r * (e.z - 0.5 * (e.y + e.target)) : e.r * e.r;
-      if (e.r != 0) total += e.s * term;
-    }
-    mean = mean_of_active(sum, active);
-    return total;
-  }
-  double gradient(int64_t j, double mean, double gain) const {
-    Entry e = entry(j);
-    if (is_nan(p)) return p;
-    if (!fenchel_young) return e.active ? gain * (e.s * e.r - mean) : 0;
-    double share = e.active ? (p + d) / tau * (e.s - mean) : 0;
-    return e.finite ? gain * (e.s * e.r + share) : 0;
-  }
-};
-
-// [n, C] arrives as n samples of one entry each: the same vectors with the entries in n2.
-Strides collapsed(const Shape& shape, const Strides& s) {
-  return shape.n2 == 1 ? Strides{s.outer, s.inner, 0, s.n1} : s;
-}
-LossArgs collapsed(LossArgs args) {
-  args.x_strides = collapsed(args.shape, args.x_strides);
-  args.target_strides = collapsed(args.shape, args.target_strides);
-  if (args.shape.n2 == 1) args.shape = {args.shape.outer, args.shape.inner, 1, args.shape.n1};
-  return args;
-}
 
 // The sums of sweep_loss for the squared loss from the tops alone: below them y = 0, and a residual is minus a target.
 template <class In>
@@ -107,24 +39,6 @@ void sum_tops(const LossBatch<In>& samples, const Panel& panel, const ColumnCand
   }
 }
 
-// The sums of sweep_loss over a panel that has been solved.
-template <class In, class Entries>
-void sum_panel(const LossBatch<In>& samples, const Panel& panel, int threads, const Entries& entries,
-               const LossState& state, const PerVector& tau, bool fenchel_young, LaneSums& total) {
-  using T = Compute<In>;
-  const Scratch<Lanes<T>> lanes;
-  set_lanes(*lanes, panel, {state.p, state.d}, tau);
-  sweep(panel.plan, threads, total, [&](int64_t step, int64_t steps, LaneSums& out) {
-    const ScratchArray<T> buffers(3 * kBlock);
-    auto read = [&](int64_t step, int64_t steps, bool, T* buffer) { return entries(step, steps, buffer); };
-    const auto in = samples.block(panel, read, step, steps, buffers, buffers + kBlock, buffers + 2 * kBlock);
-    with_variant(samples, in, fenchel_young, [&](auto variant, auto weighted, const auto& targets) {
-      sweep_loss<variant(), weighted()>(in.x.at, targets, in.weight, steps, in.x.stride, panel.lanes(),
-                                        panel.plan.width, *lanes, out);
-    });
-  });
-}
-
 // What the sums over a panel make of its classes.
 template <class In>
 void finish(const LossBatch<In>& samples, const Panel& panel, const LaneSums& total, const LossState& state,
@@ -141,7 +55,10 @@ void finish(const LossBatch<In>& samples, const Panel& panel, const LaneSums& to
     const bool infinite = fenchel_young && !is_finite(p) && losses[v] != 0;
     if (!infinite && !is_cancelled(losses[v], shift) && regular<Compute<In>>(p, d, tau)) continue;
     const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, panel);
-    losses[v] = IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.loss(state.active[v], state.mean[v]);
+    const auto sums = IrregularClass<In>{samples, panel, x, c, p, d, tau, fenchel_young}.sums();
+    losses[v] = sums.loss;
+    state.active[v] = sums.active;
+    state.mean[v] = mean_of_active(sums.over_active, sums.active);
   }
 }
 
@@ -170,7 +87,8 @@ void forward(const LossArgs& args, void* loss, int threads) {
     bool open = false;
     for (int64_t i = begin; i < end; ++i) {
       const Panel panel(plan, i);
-      some_ignored[i] = samples.masses(panel, inner_threads, state.k + panel.vector(0));
+      some_ignored[i] =
+          samples.masses(panel, inner_threads, state.k + panel.vector(0), state.taking_part + panel.vector(0));
       tops[i - begin].open(panel, source(i), {state.k, 0}, args.tau);
       open |= tops[i - begin].is_open();
     }

@@ -23,7 +23,7 @@ class LossBatch {
         n_(args.shape.n1 * args.shape.n2),
         classes_(args.shape.inner),
         keep_(1 - args.label_smoothing),
-        off_(args.label_smoothing / double(classes_ > 2 ? classes_ : 2)),
+        off_(smoothing_off(args)),
         flat_(args.shape.n1 == 1 || args.target_strides.n1 == args.shape.n2 * args.target_strides.n2),
         ignored_label_(as_label(double(args.ignore_index))) {}
 
@@ -81,8 +81,15 @@ class LossBatch {
     total_weight_ = weighted() ? weights : double(taking_part_);
   }
 
-  // k of the panel's classes, where `masses` holds what count() left. Returns whether some entries are ignored.
-  bool masses(const Panel& panel, int threads, double* masses) {
+  // k of the panel's classes, where `masses` holds what count() left, and the numbers of entries that take part.
+  // Returns whether some entries are ignored.
+  bool masses(const Panel& panel, int threads, double* masses, double* numbers) {
+    const bool some_ignored = tally(panel, threads, masses, numbers);
+    for (int c = 0; c < panel.live; ++c) masses[c] = class_mass(args_, panel.vector(c), masses[c], numbers[c]);
+    return some_ignored;
+  }
+  // The same, but the sums of the targets in place of k: of class indices as count() left them.
+  bool tally(const Panel& panel, int threads, double* sums, double* numbers) {
     const int64_t first = panel.vector(0);
     const Scratch<LaneSums> found;
     if (dense()) {
@@ -96,17 +103,12 @@ class LossBatch {
     for (int c = 0; c < panel.live; ++c) {
       const double taking_part = dense() ? found->b[c] : double(taking_part_);
       some_ignored |= taking_part < double(n_);
+      numbers[c] = taking_part;
       if (dense()) {
         if (found->c[c] > 0) raise_out_of_range(panel, c);
         class_weights_[first + c] = weighted() ? sum_weights(panel, c) : taking_part;
-        masses[c] = found->a[c];
+        sums[c] = found->a[c];
       }
-      if (args_.mass_kind == MassKind::kTargets)
-        masses[c] = off_ == 0 ? masses[c] : keep_ * masses[c] + off_ * taking_part;
-      else if (args_.mass_kind == MassKind::kFraction)
-        masses[c] = whole_part(args_.k.value, taking_part);
-      else
-        masses[c] = args_.k.values ? args_.k.values[first + c] : args_.k.value;
     }
     return some_ignored;
   }

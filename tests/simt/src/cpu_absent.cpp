@@ -15,6 +15,9 @@ void threshold(const ThresholdArgs&, int) { absent(); }
 void jvp(const JvpArgs&, int) { absent(); }
 void loss_forward(const LossArgs&, void*, int) { absent(); }
 void loss_backward(const LossArgs&, const LossBackward&, int) { absent(); }
+void average_thresholds(const ThresholdAverage&) { absent(); }
+void shard_sums(const LossArgs&, const ShardCall&, int) { absent(); }
+void shard_step(const LossArgs&, const ShardCall&) { absent(); }
 void sort(const SortArgs&, int) { absent(); }
 void isotonic(const IsotonicArgs&, int) { absent(); }
 void block_product(const BlockProductArgs&, int) { absent(); }

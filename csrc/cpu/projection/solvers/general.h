@@ -111,6 +111,64 @@ class General {  // large: to be had as Scratch
     for (int c = 0; c < panel_.live; ++c) all &= solved[c] = solved[c] && !searching_at_[c];
     return all;
   }
+
+  // ---- single sweeps, of what csrc/cpu/projection/shards.cpp adds up over processes ----
+
+  // Of a column's entries: numbers of those that are finite, +inf and nan; of the finite ones the sums of x - shift and
+  // of its square, and the extremes.
+  struct Moments {
+    double count, infinite, nan, shift, sum, squares;
+    T low, high;
+  };
+  void measure() {
+    alignas(64) T first[kMaxLanes];
+    View<const T> head = entries(0, 1, first);
+    for (int c = 0; c < columns_; ++c) shift_[c] = c < panel_.live && is_finite(head.at[c]) ? head.at[c] : T(0);
+    repeat(shift_, plan_.width, columns_);
+    // A second turn, which leaves out what is not finite, is taken only where the first one's sums are not finite.
+    for (bool checked : {false, true}) {
+      sweep_entries(totals_, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out, bool full) {
+        if (full && !checked)
+          sweep_moments<false>(x, steps, stride, panel_.lanes(), shift_, out);
+        else
+          sweep_moments<true>(x, steps, stride, panel_.lanes(), shift_, out);
+      });
+      bool finite = true;
+      for (int c = 0; c < panel_.live; ++c) finite &= is_finite(totals_.sums.b[c]);
+      if (finite) break;
+    }
+    all_finite_ = true;
+    for (int c = 0; c < panel_.live; ++c) all_finite_ &= totals_.sums.a[c] == double(plan_.n);
+    if (all_finite_) return;
+    sweep_entries(special_, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
+      sweep_special(x, steps, stride, panel_.lanes(), out);
+    });
+  }
+  Moments moments(int c) const {
+    const LaneSums& sums = totals_.sums;
+    const double swept = double(plan_.steps * plan_.entries_per_step());  // the padding's entries among them
+    const double infinite = all_finite_ ? 0 : special_.a[c], nan = all_finite_ ? 0 : swept - special_.b[c];
+    return {
+        sums.a[c], infinite, nan, double(shift_[c]), sums.b[c], sums.c[c], totals_.range.low[c], totals_.range.high[c]};
+  }
+  // #{x > t}, #{x >= t + tau} and the sum over A of x - p, for all columns: threshold(c) is t, with an infinite p for a
+  // column that is not looked at.
+  template <class Threshold>
+  const LaneSums& count(const Threshold& threshold, const PerVector& tau) {
+    for (int c = 0; c < columns_; ++c) {
+      thresholds_.set(c, c < panel_.live ? threshold(c) : Pair{HUGE_VAL, 0});
+      thresholds_.tau[c] = c < panel_.live ? at(tau, panel_.vector(c)) : 1;
+    }
+    set_lanes(lanes_, thresholds_, plan_.width, columns_);
+    sweep_thresholds(totals_.sums);
+    return totals_.sums;
+  }
+  // The greatest entry at or below an edge and the least one above it, for all columns; `edges` is overwritten.
+  const LaneRange<T>& beside(T* edges) {
+    sweep_edges(edges, totals_.range);
+    return totals_.range;
+  }
+
   double mass_above(Pair t, double tau) {
     const Sweep at = evaluate(t, tau);
     return at.h + (at.S - (at.g - at.h) * t.d) / tau;
@@ -133,32 +191,7 @@ class General {  // large: to be had as Scratch
 
   // Moments, special rows, first guess.
   void start(const PerVector& k, const PerVector& tau, double* p, double* d, const bool* solved) {
-    alignas(64) T shift[kMaxLanes], first[kMaxLanes];
-    View<const T> head = entries(0, 1, first);
-    for (int c = 0; c < columns_; ++c) shift[c] = c < panel_.live && is_finite(head.at[c]) ? head.at[c] : T(0);
-    repeat(shift, plan_.width, columns_);
-    LaneMoments<T>& moments = totals_;
-    bool all_finite = true;
-    // A second turn, which leaves out what is not finite, is taken only where the first one's sums are not finite.
-    for (bool checked : {false, true}) {
-      sweep_entries(moments, [&](const T* x, int64_t steps, int64_t stride, LaneMoments<T>& out, bool full) {
-        if (full && !checked)
-          sweep_moments<false>(x, steps, stride, panel_.lanes(), shift, out);
-        else
-          sweep_moments<true>(x, steps, stride, panel_.lanes(), shift, out);
-      });
-      bool finite = true;
-      for (int c = 0; c < panel_.live; ++c) finite &= is_finite(moments.sums.b[c]);
-      if (finite) break;
-    }
-    for (int c = 0; c < panel_.live; ++c) all_finite &= moments.sums.a[c] == double(plan_.n);
-    const ScratchArray<LaneSums> special(
-        all_finite ? 0 : 1);  // a = #{+inf}, b = #{not nan}, the padding's entries among them
-    if (!all_finite)
-      sweep_entries(*special, [&](const T* x, int64_t steps, int64_t stride, LaneSums& out, bool) {
-        sweep_special(x, steps, stride, panel_.lanes(), out);
-      });
-    double entries_swept = double(plan_.steps * plan_.entries_per_step());
+    measure();
     double last_q = -1, z = 0;
     for (int c = 0; c < columns_; ++c) {
       searching_at_[c] = huge_at_[c] = false;
@@ -167,24 +200,24 @@ class General {  // large: to be had as Scratch
       thresholds_.tau[c] = 1;
       if (c >= panel_.live || (solved && solved[c])) continue;
       int64_t v = panel_.vector(c);
-      double mass = at(k, v), temperature = at(tau, v), count = moments.sums.a[c];
-      double infinite = all_finite ? 0 : special[0].a[c];
+      double mass = at(k, v), temperature = at(tau, v);
+      const Moments of = moments(c);
       p[c] = d[c] = 0;
       bool valid = mass >= 0 && mass <= double(plan_.n) && is_temperature(temperature);
-      if (!valid || (!all_finite && special[0].b[c] < entries_swept)) {
+      if (!valid || of.nan > 0) {
         p[c] = NAN;
-      } else if (infinite >= mass) {
+      } else if (of.infinite >= mass) {
         p[c] = HUGE_VAL;
-        d[c] = mass > 0 ? mass / infinite : 0;
-      } else if (mass >= infinite + count) {
+        d[c] = mass > 0 ? mass / of.infinite : 0;
+      } else if (mass >= of.infinite + of.count) {
         p[c] = -HUGE_VAL;
       } else {
-        double q = (mass - infinite) / count;
+        double q = (mass - of.infinite) / of.count;
         if (q != last_q) z = normal_quantile(1 - q);
         last_q = q;
-        double mean = moments.sums.b[c] / count, variance = moments.sums.c[c] / count - mean * mean;
-        search_[c].start(mass, temperature, count, infinite, moments.range.low[c], moments.range.high[c],
-                         double(shift[c]) + mean, variance > 0 ? variance : 0, z);
+        double mean = of.sum / of.count, variance = of.squares / of.count - mean * mean;
+        search_[c].start(mass, temperature, of.count, of.infinite, of.low, of.high, of.shift + mean,
+                         variance > 0 ? variance : 0, z);
         thresholds_.tau[c] = temperature;
         huge_at_[c] = temperature >= kMostTau<T>;
         huge_ += huge_at_[c];
@@ -320,10 +353,12 @@ class General {  // large: to be had as Scratch
   Aligned<T> own_;
   View<const T> kept_{nullptr, 0};
   const T* last_ = nullptr;  // the step that is not full
-  alignas(64) T buffer_[kBlock], last_buffer_[kMaxLanes];
+  alignas(64) T buffer_[kBlock], last_buffer_[kMaxLanes], shift_[kMaxLanes];
   LaneThresholds thresholds_;
   Lanes<T> lanes_;
   LaneMoments<T> totals_;  // of the last sweep
+  LaneSums special_;       // a = #{+inf}, b = #{not nan}, unless
+  bool all_finite_;
   Search<T> search_[kMaxLanes];
   bool searching_at_[kMaxLanes], huge_at_[kMaxLanes];  // huge: sums in T would overflow
   int searching_ = 0, huge_ = 0, gaps_ = 0;
