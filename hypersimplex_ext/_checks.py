@@ -73,7 +73,7 @@ def _float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def mass(k: object, n: int) -> float:
+def mass(k: object, n: float) -> float:
     """A number k in [0, n]."""
     k = number("k", k, "a real number or a Tensor")
     if not 0 <= k <= n:
@@ -187,6 +187,18 @@ def labelled(input: Tensor, target: object) -> tuple[Tensor, Tensor]:
     if input.ndim > 1 and input.shape[1] == 1 and target.shape == sample_shape(input):
         target = target.unsqueeze(1)
     return input, target
+
+
+def by_sample(input: Tensor, target: object) -> tuple[Tensor, Tensor]:
+    """Logits [n, C], and class indices [n] or dense targets [n, C]: the positions of [N, C, d...] become samples."""
+    input, of_input = labelled(input, target)
+    if of_input.shape != input.shape:
+        return _rows(input), of_input.flatten()
+    return _rows(input), _rows(of_input)
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.unsqueeze(1) if t.ndim == 1 else t.movedim(1, -1).flatten(0, -2)
 
 
 def target(target: Tensor, input: Tensor) -> Tensor:

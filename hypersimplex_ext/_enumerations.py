@@ -15,7 +15,9 @@ WRITTEN_OUT = {
     "Divergence": {"L2": 0, "KL": 1},
     "IsotonicResult": {"REGRESSION": 0, "PRIMAL": 1, "EXP_PRIMAL": 2},
     "BlockProduct": {"MEAN": 0, "RATIO": 1, "TRANSPOSED": 2, "RESIDUAL": 3},
-    "LossState": {"ROWS": 5},
+    "LossState": {"ROWS": 6},
+    "TargetKind": {"CLASS_INDEX": 0, "DENSE": 1, "NONE": 2},
+    "ShardStage": {"MOMENTS": 0, "COUNTS": 1, "EDGES": 2, "LOSS": 3},
 }
 _values = WRITTEN_OUT if _C is None else _C.enumerations()
 

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from . import _layout
-from ._backends import Backend, backend_of, contiguous
+from ._backends import BACKENDS, Backend, backend_of, contiguous
 from ._calls import DTYPES, expanded, maker, prepared
 from ._enumerations import codes
 from ._ops import _operator, check_given, check_temperatures, check_values, check_vectors, describe
+from ._torch_private import direct
 
-(STATE_ROWS,) = codes("LossState", "ROWS")  # p, d, mean, active, k; one number follows, the scale
+(STATE_ROWS,) = codes("LossState", "ROWS")  # p, d, mean, active, k, taking_part; one number follows, the scale
 
 _LOSS_ARGUMENTS = (
     "Tensor x, Tensor target, Tensor? k_values, Tensor? tau_values, Tensor? weight, Tensor? sample_weight, float k,"
@@ -25,8 +27,7 @@ _LOSS_ARGUMENTS = (
 
 def _loss_forward_fake(x: Tensor, *_arguments: object) -> tuple[Tensor, Tensor]:
     check_vectors("x", x, 0)
-    classes = x.shape[1] if x.ndim > 1 else 1
-    return x.new_empty(()), x.new_empty(STATE_ROWS * classes + 1, dtype=torch.float64)
+    return x.new_empty(()), new_state(x)
 
 
 @_operator(f"loss_forward({_LOSS_ARGUMENTS}) -> (Tensor loss, Tensor state)", _loss_forward_fake)
@@ -36,7 +37,7 @@ def loss_forward(x: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Te
     if x.numel() == 0:
         state.zero_()[: len(state) // STATE_ROWS] = math.inf
         return loss.fill_(math.nan if arguments[-1] == 0 else 0.0), state
-    call, tensors = _placed(x, state, target, *arguments)
+    call, tensors = placed(x, state, target, *arguments)
     return call.forward(tensors), state
 
 
@@ -51,11 +52,11 @@ def loss_backward(grad: Tensor, state: Tensor, x: Tensor, target: Tensor, *argum
     check_vectors("x", x, 0)
     if x.numel() == 0:
         return _loss_backward_fake(grad, state, x)
-    call, tensors = _placed(x, contiguous(state), target, *arguments)
+    call, tensors = placed(x, contiguous(state), target, *arguments)
     return call.backward(grad, tensors)
 
 
-def _placed(x: Tensor, state: Tensor | None, target: Tensor, *arguments: Any) -> tuple[LossCall, LossTensors]:
+def placed(x: Tensor, state: Tensor | None, target: Tensor, *arguments: Any) -> tuple[LossCall, LossTensors]:
     """The call, and its tensors where it wants them; logits and targets are copied where d... does not collapse."""
     check_given("target", target)
     if target.shape not in (x.shape, x.shape[:1] + x.shape[2:]):
@@ -69,11 +70,53 @@ def _placed(x: Tensor, state: Tensor | None, target: Tensor, *arguments: Any) ->
     return call, (x, state, target, *others)
 
 
+def new_state(x: Tensor) -> Tensor:
+    """The memory of the state of a loss or projection of the columns of `x`."""
+    return x.new_empty(STATE_ROWS * (x.shape[1] if x.ndim > 1 else 1) + 1, dtype=torch.float64)
+
+
 def loss_call(x: Tensor, target: Tensor, settings: tuple[Any, ...]) -> LossCall | None:
     """What calls with this signature share; None where d... does not collapse."""
     backend, kinds = backend_of(x.device), tuple(map(type, settings))
     places = x.shape, x.stride(), target.shape, target.stride()
     return prepared(_loss_call, backend, x.dtype, x.device, *places, kinds, settings)
+
+
+def thresholds_of(state: Tensor) -> Tensor:
+    """The thresholds [C] in the state of a loss."""
+    p, d, *_ = state[:-1].view(STATE_ROWS, -1)
+    threshold: Tensor = p + d
+    return threshold
+
+
+def numbers_of_entries(state: Tensor) -> tuple[Tensor, Tensor]:
+    """How many entries of each class are active, and how many take part: [C] each."""
+    _, _, _, active, _, taking_part = state[:-1].view(STATE_ROWS, -1)
+    return active, taking_part
+
+
+def state_of(thresholds: Tensor, active: Tensor, taking_part: Tensor) -> Tensor:
+    """A state that tells no more than this: thresholds [C], or p and d [2, C], and numbers of entries [C]."""
+    parts = thresholds if thresholds.ndim > 1 else torch.stack((thresholds, torch.zeros_like(thresholds)))
+    others = torch.zeros_like(parts[0])
+    return torch.cat((parts.flatten(), others, active, others, taking_part, others[:1]))
+
+
+def average_thresholds(state: Tensor, average: Tensor, batches: Tensor, momentum: float | None) -> None:
+    """Move an average [C] towards the finite ones of the thresholds of a loss; `batches` [C] counts them.
+
+    Of b batches the last one's share is max(momentum, 1 / b); of a momentum of None the plain average comes.
+    """
+    backend = BACKENDS.get(state.device.type)
+    if backend is not None and direct(state, average, batches) and average.device == state.device:
+        backend.call(backend.kernels.average_thresholds, state.device, state, average, batches, momentum or 0.0)
+        increment_version((average, batches))
+        return
+    threshold = thresholds_of(state)
+    finite = threshold.isfinite()
+    batches.add_(finite)
+    share = batches.to(threshold.dtype).reciprocal().clamp(momentum, 1)
+    average.copy_(torch.where(finite, average + share * (threshold - average), average))
 
 
 # x, state, target, k_values, tau_values, weight, sample_weight: x has entries, all behind the target are contiguous.
@@ -95,10 +138,7 @@ class LossCall(NamedTuple):
     new_state: Callable[[], Tensor]
     grad_format: torch.memory_format
     settings: tuple[Any, ...]
-
-    def target_dtype(self) -> torch.dtype:
-        """What targets are given as."""
-        return self.loss.dtype if self.shapes[0] == self.shapes[1] else torch.int64
+    target_dtype: torch.dtype
 
     def forward(self, tensors: LossTensors) -> Tensor:
         """The loss; the state is filled."""
@@ -150,4 +190,5 @@ def _loss_call(
         maker(state, device),
         grad_format,
         settings,
+        dtype if places.dense else torch.int64,
     )

@@ -80,7 +80,7 @@ def _unsized(device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
     return buffer
 
 
-def statistic(size: int | None, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+def statistic(size: int | tuple[int, ...] | None, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
     """Zeros, or None for the size: what becomes zeros when it is known."""
     return _unsized(device, dtype) if size is None else torch.zeros(size, device=device, dtype=dtype)
 

@@ -5,24 +5,22 @@ C. Gomez, P. Wang, L. Tang, "Differentiable Zero-One Loss via Hypersimplex Proje
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, fx
 from torch.overrides import handle_torch_function
 
-from . import _checks, _layout, _loss
-from ._autograd import project, project_directly, steady
+from . import _checks, _distributed, _dtensors, _loss, _weighted
+from ._arguments import NONE, Statistics, loss_arguments, per_vector
+from ._autograd import project, project_directly
 from ._backends import check_memory
 from ._calls import recall, remember, vector_call
 from ._eager import autocast, plain
 
 __all__ = ["binary_argmax", "hypersimplex_loss", "soft_binary_argmax"]
 
-KINDS = {"squared": _loss.SQUARED, "fenchel_young": _loss.FENCHEL_YOUNG}
 SOLVERS = {"threshold": 0, "pav": 1}
-REDUCTIONS = {"mean": _loss.MEAN, "sum": _loss.SUM, "none": _loss.NONE}
 Proxy: Any = fx.Proxy  # what torch.fx traces with; no Tensor to the type checker, but given as one
 
 
@@ -36,6 +34,7 @@ def soft_binary_argmax(
     mask: Tensor | None = None,
     return_threshold: Literal[False] = False,
     solver: str = "threshold",
+    group: Any = None,
 ) -> Tensor: ...
 @overload
 def soft_binary_argmax(
@@ -47,6 +46,7 @@ def soft_binary_argmax(
     mask: Tensor | None = None,
     return_threshold: Literal[True],
     solver: str = "threshold",
+    group: Any = None,
 ) -> tuple[Tensor, Tensor]: ...
 def soft_binary_argmax(
     input: Tensor,
@@ -57,6 +57,7 @@ def soft_binary_argmax(
     mask: Tensor | None = None,
     return_threshold: bool = False,
     solver: str = "threshold",
+    group: Any = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Differentiable top-k: project `input / tau` onto the (n, k)-hypersimplex along a dimension.
 
@@ -80,6 +81,10 @@ def soft_binary_argmax(
         return_threshold: Also return t.
         solver: "threshold", which searches for t without a sort, or "pav", which sorts and pools adjacent violators as
             the paper does (Eq. 4.4): slower, the same result and gradients up to rounding.
+        group: Of vectors that are spread over processes, these: a process group of torch.distributed, or a DeviceMesh
+            of one dimension. Each process gives some entries of every vector, any number of them, and gets their y;
+            k and n are of all of them. What they do with y together is what is differentiated, `k` and `tau` but for
+            this process's share, which is to be added up. With one `k` and `tau` on all processes.
 
     Returns:
         y with the shape and dtype of `input`. With `return_threshold`, (y, t): t has the shape of `input` without
@@ -116,17 +121,29 @@ def soft_binary_argmax(
     """
     if isinstance(input, Proxy):
         return handle_torch_function(soft_binary_argmax, (input,), **locals())  # type: ignore[arg-type]
-    y, state = _projected(input, k, tau, dim, mask, solver, return_threshold)
+    y, state = projection_and_state(input, k, tau, dim, mask, solver, group, return_threshold)
     if not return_threshold:
         return y
     assert state is not None
     return y, (state[0] + state[1]).to(torch.promote_types(y.dtype, torch.float32))
 
 
-def _projected(
-    input: Tensor, k: float | Tensor, tau: float | Tensor, dim: int, mask: Tensor | None, solver: str, with_state: bool
+def projection_and_state(
+    input: Tensor,
+    k: float | Tensor,
+    tau: float | Tensor,
+    dim: int,
+    mask: Tensor | None,
+    solver: str,
+    group: Any,
+    with_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The projection and its state."""
+    """The projection and, where it is wanted, its state."""
+    if type(input) is not Tensor and _dtensors.is_distributed(input):
+        return _dtensors.project(input, k, tau, dim, mask, solver, group)
+    if group is not None:
+        y, state = _distributed.project_over(input, k, tau, dim, mask, solver, group)
+        return y, state
     signature = None
     if mask is None and plain(input):
         signature = (
@@ -138,8 +155,8 @@ def _projected(
     _checks.logits(input)
     dim = _checks.dimension(dim, input.ndim)
     input = autocast(input)
-    k_values, k = _per_vector("k", k, input, dim)
-    tau_values, tau = _per_vector("tau", tau, input, dim)
+    k_values, k = per_vector("k", k, input, dim, input.shape[dim])
+    tau_values, tau = per_vector("tau", tau, input, dim)
     if mask is not None:
         mask = _checks.mask(mask, input)
     pav = bool(_checks.choice("solver", solver, SOLVERS))
@@ -149,15 +166,6 @@ def _projected(
             remember(signature, call)
             return project_directly(input, k, tau, call, with_state)
     return project(input, mask, k_values, k, tau_values, tau, dim, pav)
-
-
-def _per_vector(name: str, value: float | Tensor, input: Tensor, dim: int) -> tuple[Tensor | None, float]:
-    """A number per vector, or one number for all."""
-    value = steady(value, input)
-    if isinstance(value, Tensor):
-        shape = _layout.rest(input.shape, dim)
-        return _checks.per_vector(name, value, input, shape, f"the shape of input without dimension {dim}"), 0.0
-    return None, _checks.mass(value, input.shape[dim]) if name == "k" else _checks.temperature(value)
 
 
 def binary_argmax(input: Tensor, k: int, dim: int = -1) -> Tensor:
@@ -212,6 +220,9 @@ def hypersimplex_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
+    weighted_mass: bool = False,
+    group: Any = None,
+    gradient_divisor: float | None = None,
 ) -> Tensor:
     r"""The HyperSimplex loss: a differentiable zero-one loss with one projection per class over the batch.
 
@@ -246,13 +257,22 @@ def hypersimplex_loss(
         tau: Temperature in the units of `input`: a number in [2^-1022, inf), the normal ones, or a tensor [C].
         kind: "squared" or "fenchel_young".
         weight: Weight of each class, [C].
-        sample_weight: Weight of each sample, [n] or [N, d1, ...]. It has no part in the projection or in k.
+        sample_weight: Weight of each sample, [n] or [N, d1, ...]. It has no part in the projection or in k, unless
+            `weighted_mass` says so.
         ignore_index: Samples with this class index, or entries with this dense or binary target, are left out of
             projection, counts and mean, whatever their logits and weights are.
         label_smoothing: eps in [0, 1]; targets become (1 - eps) t + eps / max(C, 2).
         reduction: "mean", with w and s the class and sample weights: sum of w_c s_i l_ic over the sum of w_c s_i, over
             all entries that take part; "sum": sum of w_c s_i l_ic; "none": w_c s_i l_ic in the shape of
             `input`.
+        group: Of a batch that is spread over processes, these: a process group of torch.distributed, or a DeviceMesh of
+            one dimension. Each process gives its samples, any number of them; the loss is that of all samples, and the
+            same in every process. One class index, `k`, `tau` and so on means the same on all processes.
+        gradient_divisor: With a group, over how many processes gradients are averaged afterwards: they are multiplied
+            by this number. None: the size of the group, as DistributedDataParallel averages over it; 1 where gradients
+            are added up. With reduction "none" nothing is multiplied.
+        weighted_mass: Count a sample as often as its weight says, in the projection and in k too; so weights move the
+            thresholds. Finite logits; for small batches, as it is composed of PyTorch's operations.
 
     Returns:
         The loss in the dtype of `input`. Without any sample, the mean is nan and the sum 0.
@@ -278,8 +298,9 @@ def hypersimplex_loss(
     if isinstance(input, Proxy):
         return handle_torch_function(hypersimplex_loss, (input,), **locals())
     return loss_and_statistics(
-        input, target, k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction
-    )[0]
+        input, target, k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction,
+        weighted_mass, group, gradient_divisor,
+    )[0]  # fmt: skip
 
 
 def loss_and_statistics(
@@ -293,8 +314,28 @@ def loss_and_statistics(
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
-) -> tuple[Tensor, _loss.Statistics]:
-    """`hypersimplex_loss`, and a function that returns the thresholds and the numbers of active entries, [C] each."""
+    weighted_mass: bool = False,
+    group: Any = None,
+    gradient_divisor: float | None = None,
+) -> tuple[Tensor, Statistics]:
+    """`hypersimplex_loss`, and a function that returns its state."""
+    distributed = type(input) is not Tensor and _dtensors.is_distributed(input)
+    if weighted_mass:
+        if group is not None or distributed:
+            raise ValueError("weighted_mass must be False with a group or a DTensor, got True")
+        settings = weight, sample_weight, ignore_index, label_smoothing, kind, reduction
+        return _weighted.loss(input, *loss_arguments(input, target, k, tau, *settings))
+    if distributed:
+        return _dtensors.loss(
+            gradient_divisor, group,
+            input, target, k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction,
+        )  # fmt: skip
+    if group is not None:
+        value, statistics = _distributed.loss_over(
+            group, gradient_divisor,
+            input, target, k, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction,
+        )  # fmt: skip
+        return value, statistics
     signature = None
     weights = [t for t in (weight, sample_weight) if t is not None]
     constant = all(type(t) is Tensor and not t.requires_grad for t in (target, *weights))
@@ -311,72 +352,18 @@ def loss_and_statistics(
             for t in weights:
                 check_memory("a weight", t)
             placed = [t if t is None else t.to(call.state.dtype).contiguous() for t in (weight, sample_weight)]
+            if target.dtype != call.target_dtype:
+                check_memory("target", target)
+                target = target.to(call.target_dtype)
             return _loss.fused(input, call, target, None, None, *placed)
-    logits, arguments = _checked(
+    logits, arguments = loss_arguments(
         input, target, k, tau, weight, sample_weight, ignore_index, label_smoothing, kind, reduction
     )
-    if signature is not None and arguments.target is target and arguments.k_values is arguments.tau_values is None:
+    converted = arguments.target.shape == target.shape  # if not by its dtype alone, the call is not to be remembered
+    if signature is not None and converted and arguments.k_values is arguments.tau_values is None:
         call = _loss.fused_call(input, arguments)
         if call is not None:
             remember(signature, call)
     value, statistics = _loss.loss(logits, arguments)
-    single = logits.ndim > input.ndim and arguments.reduction == _loss.NONE
+    single = logits.ndim > input.ndim and arguments.reduction == NONE
     return value.squeeze(0) if single else value, statistics
-
-
-def _checked(
-    input: Tensor,
-    target: Tensor,
-    k: float | Tensor | Literal["targets"],
-    tau: float | Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    kind: str,
-    reduction: str,
-) -> tuple[Tensor, _loss.Arguments]:
-    """The logits to compute with, and everything else that the loss takes."""
-    input, target = _checks.labelled(input, target)
-    input = autocast(input)
-    target = _checks.target(target, input)
-    classes = input.shape[1] if input.ndim > 1 else 1
-    k_values, k, mass_kind = _loss_mass(k, input, classes)
-    tau_values = None
-    tau = steady(tau, input)
-    if isinstance(tau, Tensor):
-        tau_values, tau = _checks.per_vector("tau", tau, input, (classes,), "the number of classes"), 0.0
-    else:
-        tau = _checks.temperature(tau)
-    if weight is not None:
-        weight = _checks.weight("weight", weight, input, (classes,))
-    if sample_weight is not None:
-        sample_weight = _checks.weight("sample_weight", sample_weight, input, _checks.sample_shape(input))
-    arguments = _loss.Arguments(
-        target,
-        k_values,
-        tau_values,
-        weight,
-        sample_weight,
-        k,
-        mass_kind,
-        tau,
-        _checks.integer("ignore_index", ignore_index),
-        _checks.fraction("label_smoothing", label_smoothing),
-        _checks.choice("kind", kind, KINDS),
-        _checks.choice("reduction", reduction, REDUCTIONS),
-    )
-    return input, arguments
-
-
-def _loss_mass(k: float | Tensor | Literal["targets"], input: Tensor, classes: int) -> tuple[Tensor | None, float, int]:
-    """`k` as (numbers per class or None, number, the kind of mass)."""
-    if isinstance(k, str):
-        _checks.choice("k", k, {"targets": _loss.TARGETS})
-        return None, 0.0, _loss.TARGETS
-    if isinstance(k, Tensor):
-        return _checks.per_vector("k", k, input, (classes,), "the number of classes"), 0.0, _loss.VALUE
-    k = _checks.number("k", k, "a real number, a Tensor or 'targets'")
-    if isinstance(k, (int, torch.SymInt)):
-        return None, _checks.mass(k, math.prod(_checks.sample_shape(input))), _loss.VALUE
-    return None, _checks.fraction("k", k), _loss.FRACTION

@@ -1,67 +1,30 @@
-"""Modules: the projection as a layer, and the loss with the calibration that prediction needs."""
+"""Modules: the loss with the thresholds that prediction needs; the layer and the end of a model are listed with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedBuffer
 
-from . import _checks, _folding
-from ._modules import Module, is_traced, leaf, statistic
+from . import _calibration, _checks, _loss_composed
+from ._arguments import KINDS, REDUCTIONS, Statistics, loss_arguments
+from ._layer import SoftBinaryArgmax
+from ._loss_ops import average_thresholds, numbers_of_entries, thresholds_of
+from ._memory import Remembering, Samples
+from ._modules import is_traced, leaf, statistic
+from ._prediction import Calibrated, Predictor
+from ._shards import HeldGroup, group_of
 from ._torch_private import LazyModule
-from .functional import KINDS, REDUCTIONS, SOLVERS, Proxy, loss_and_statistics, soft_binary_argmax
+from .functional import Proxy, loss_and_statistics
 
-__all__ = ["HyperSimplexLoss", "SoftBinaryArgmax"]
+__all__ = ["Calibrated", "HyperSimplexLoss", "SoftBinaryArgmax"]
 
-
-class SoftBinaryArgmax(Module):
-    """`soft_binary_argmax` as a layer; see :func:`hypersimplex_ext.soft_binary_argmax`.
-
-    Args:
-        k: Mass, the sum along `dim`: a number in [0, n] or a tensor that broadcasts to the other dimensions.
-        tau: Temperature: a number in [2^-1022, inf) or a tensor like `k`. An `nn.Parameter` is learned.
-        dim: The dimension to project along.
-        solver: "threshold", or "pav" for the paper's sort and isotonic regression.
-
-    A tensor without a gradient is copied into a buffer, which `half()` and the like never narrow.
-
-    Raises:
-        TypeError, ValueError: As :func:`hypersimplex_ext.soft_binary_argmax`, as far as it shows without an input.
-
-    Example:
-        >>> layer = SoftBinaryArgmax(k=1)
-        >>> layer(torch.tensor([0.1, 1.6, 1.0]))
-        tensor([0.0000, 0.8000, 0.2000])
-    """
-
-    k: float | Tensor
-    tau: float | Tensor
-
-    def __init__(
-        self, k: float | Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, solver: str = "threshold"
-    ) -> None:
-        super().__init__()
-        self._keep("k", k if isinstance(k, Tensor) else _checks.number("k", k, "a real number or a Tensor"))
-        self._keep("tau", tau if isinstance(tau, Tensor) else _checks.temperature(tau))
-        self.dim = _checks.integer("dim", dim)
-        _checks.choice("solver", solver, SOLVERS)
-        self.solver = solver
-
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Project `input`; entries where the bool `mask` is False take no part."""
-        if isinstance(input, Proxy) and is_traced(self, input):
-            result: Tensor = leaf(self, input, mask)
-            return result
-        return soft_binary_argmax(input, self.k, self.tau, self.dim, mask=mask, solver=self.solver)
-
-    def extra_repr(self) -> str:
-        """The settings that are not the default."""
-        return self._settings(k=self.k, tau=self.tau, dim=self.dim, solver=self.solver)
+THRESHOLDS = {"running": 0, "batch": 1}  # those that a loss is evaluated with
 
 
-class HyperSimplexLoss(LazyModule, Module):
+class HyperSimplexLoss(LazyModule, Predictor, Remembering):
     r"""The HyperSimplex loss, with the thresholds that turn its logits into predictions.
 
     The loss is that of :func:`hypersimplex_ext.hypersimplex_loss`. It is blind to a shift of a class's logits, hence
@@ -71,8 +34,21 @@ class HyperSimplexLoss(LazyModule, Module):
 
     .. math:: \text{scores}_c = (x_c - T_c) / \tau_c, \qquad T \leftarrow (1 - m)\, T + m\, t
 
-    The first threshold of a class is taken whole, not averaged with the initial 0. A batch in which a class has no
-    finite threshold, as it has none or only positives, leaves its average as it is.
+    with m = max(momentum, 1 / b) in the b-th batch of a class: a plain average over the first 1 / momentum batches, an
+    exponential one from then on. A batch in which a class has no finite threshold, as it has none or only positives,
+    does not count and leaves its average as it is.
+
+    In eval mode the loss is that of every sample on its own, at the running thresholds: the value over a data set does
+    not depend on how it is cut into batches. With the target t of an entry,
+
+    .. math::
+        u = (x_c - T_c) / \tau_c, \quad p = \mathrm{clip}(u, 0, 1), \qquad
+        \text{squared: } (p - t)^2, \quad
+        \text{Fenchel-Young: } \tfrac12 (u - t)^2 - \tfrac12 (u - p)^2
+
+    It has no `k`. Its sum is the training loss where T are the batch's own thresholds, if, for Fenchel-Young, `k` is
+    "targets"; with other thresholds the Fenchel-Young loss is larger. Before the first batch T is 0. Later a class that
+    was in no batch is left out, as entries with `ignore_index` are.
 
     Args:
         num_classes: C; 1 for binary logits [n]. None takes it from the first input, as PyTorch's lazy modules do.
@@ -83,9 +59,26 @@ class HyperSimplexLoss(LazyModule, Module):
         ignore_index: Class index of samples, or dense or binary target of entries, to leave out.
         label_smoothing: In [0, 1].
         reduction: "mean", "sum" or "none".
-        momentum: m in (0, 1], or None for the plain average over all batches.
+        momentum: In (0, 1], or None for the plain average over all batches.
+        weighted_mass: Whether a sample counts as often as its weight says in the projection and in `k` too, and so in
+            the thresholds.
+        memory: m, how many samples of earlier batches the loss is over as well, in training mode.
+        eval_thresholds: What the loss compares with in eval mode: "running", or "batch" for the thresholds of the
+            batch, as in training mode.
+        group: As in :func:`hypersimplex_ext.hypersimplex_loss`: the loss, and the thresholds, are those of the samples
+            of all processes in training mode. Copies of the module share it; it cannot be pickled, and is not in the
+            state dict.
+        gradient_divisor: Likewise.
         device: Device of the buffers.
         dtype: Dtype of `running_threshold`, by default that of new tensors; at least float32.
+
+    With a memory the projections are over the batch and the last m samples before it, of which logits without a graph,
+    targets and weights are kept in buffers: thresholds are steadier in small batches, and a class that a batch has no
+    positives of has a gradient all the same. The gradient is that of the loss over all of these samples, in the rows of
+    the batch. With reduction "mean" it is divided by the weight of the batch, not by that of all, so that a learning
+    rate keeps its meaning. The value is that of the batch's own samples at the thresholds of all, in the form that it
+    has in eval mode. `k` is a mass of batch and memory together, and a number of samples wants a memory that is full.
+    Positions of [N, C, d1, ...] are samples. Of a batch larger than m the first m samples are kept.
 
     A `k` or `tau` without a gradient is copied into a buffer. `half()`, `float()` and the like never narrow a buffer:
     counts, temperatures, weights and thresholds keep their digits, unlike the statistics of PyTorch's batch-norm.
@@ -93,11 +86,14 @@ class HyperSimplexLoss(LazyModule, Module):
 
     Raises:
         TypeError, ValueError: As :func:`hypersimplex_ext.hypersimplex_loss`, as far as it shows without an input: a
-            setting is not of its type or out of range, or a tensor has not one number per class.
+            setting is not of its type or out of range, a tensor has not one number per class, or `reduction` is "none"
+            with a memory: the derivative of the batch's terms alone is not that of a loss.
 
     Attributes:
         running_threshold: T [C] in the units of the logits; a buffer, 0 before the first batch.
         num_batches_tracked: [C], int64: how many batches have gone into each average; a buffer.
+        memory_logits, memory_labels, memory_targets, memory_weights: What is remembered, the newest first, if
+            `memory` is not 0; buffers.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -126,6 +122,11 @@ class HyperSimplexLoss(LazyModule, Module):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
         momentum: float | None = 0.1,
+        weighted_mass: bool = False,
+        memory: int = 0,
+        eval_thresholds: str = "running",
+        group: Any = None,
+        gradient_divisor: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -150,11 +151,28 @@ class HyperSimplexLoss(LazyModule, Module):
         self.label_smoothing = _checks.fraction("label_smoothing", label_smoothing)
         self.reduction = reduction
         self.momentum = momentum
+        self._group = HeldGroup(group_of(group))
+        if gradient_divisor is not None:
+            gradient_divisor = _checks.positive("gradient_divisor", gradient_divisor, "a real number or None")
+        self.gradient_divisor = gradient_divisor
+        _checks.choice("eval_thresholds", eval_thresholds, THRESHOLDS)
+        self.eval_thresholds = eval_thresholds
         self._dense_targets = False  # whether several classes were trained on dense targets
-        self._last_step: tuple[Tensor, Tensor] | None = None  # active entries per class, entries that took part
+        self._last_state: Tensor | None = None  # of the loss in the last training step
         dtype = torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
         self.register_buffer("running_threshold", statistic(num_classes, device, dtype))
         self.register_buffer("num_batches_tracked", statistic(num_classes, device, torch.int64))
+        self.weighted_mass = bool(weighted_mass)
+        self.memory = _checks.integer("memory", memory)
+        if self.memory < 0:
+            raise ValueError(f"memory must be at least 0, got {memory}")
+        if self.memory and reduction == "none":
+            raise ValueError("reduction must be 'mean' or 'sum' with a memory, got 'none'")
+        if self.memory and group is not None:
+            raise ValueError(f"memory must be 0 with a group, got {memory}")
+        if weighted_mass and group is not None:
+            raise ValueError("weighted_mass must be False with a group, got True")
+        self._make_memory(num_classes, device, dtype)
         if num_classes is not None:
             self._check_settings(num_classes)
             self.settle()
@@ -177,26 +195,79 @@ class HyperSimplexLoss(LazyModule, Module):
                 for buffer in (self.running_threshold, self.num_batches_tracked):
                     buffer.materialize((num_classes,))  # type: ignore[attr-defined]
                     buffer.zero_()
+                self._size_memory(num_classes)
 
     def _sees_sizes(self, *arguments: Any) -> bool:
         return not any(is_traced(self, a) for a in arguments)  # by torch.fx, which sees none
 
     def reset_running_stats(self) -> None:
-        """Forget the thresholds, and what kind of targets they come from."""
+        """Forget the thresholds, what kind of targets they come from, and the samples in memory."""
         self.running_threshold.zero_()
         self.num_batches_tracked.zero_()
+        self._forget()
         self._dense_targets = False
 
     def get_extra_state(self) -> Tensor:
-        """Whether dense targets of several classes were trained on: a bool that is saved with the buffers."""
-        return torch.tensor(self._dense_targets, device="cpu")
+        """What is saved beside the buffers: whether dense targets of several classes were trained on, and a float tau.
+
+        Two numbers in float64, of which the second is 0 where tau is a tensor, which is saved by itself.
+        """
+        tau = 0.0 if isinstance(self.tau, Tensor) else self.tau
+        return torch.tensor([self._dense_targets, tau], dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over what `get_extra_state` gave."""
-        self._dense_targets = bool(state)
+        """Take over what `get_extra_state` gave, or did before it gave tau."""
+        dense_targets, *taus = state.reshape(-1).tolist()
+        self._dense_targets = bool(dense_targets)
+        for tau in taus:
+            if tau > 0 and not isinstance(self.tau, Tensor):
+                self.tau = tau
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        model: Callable[[Any], Tensor] | Tensor,
+        loader: Iterable[Any] | Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> None:
+        """Set the thresholds to those of a whole data set, exactly, in place of averages over the batches of training.
+
+        Of use after training, above all in small batches, and wherever the statistics of batch-norm are computed anew:
+        for the averaged weights of `torch.optim.swa_utils`, say. The logits of all samples are kept at a time, and
+        nothing else of them. `k`, `tau` and all other settings are those of the loss; a `k` that counts counts samples
+        of the data set. Every class with a finite threshold counts as having been in one batch, the others in none.
+
+        Args:
+            model: Makes logits of an input: a module is in eval mode meanwhile, whatever the modes of its parts were.
+                Or logits, as the loss takes them.
+            loader: Yields tuples or lists that begin with input and target, and weights if `weighted_mass`; tensors are
+                moved to the device of the loss. Or, with logits, their targets.
+            sample_weight: With logits, their weights, which matter if `weighted_mass`.
+
+        Raises:
+            TypeError: `loader` yields something else, or one of the two is a Tensor and the other is not.
+            ValueError: `loader` yields nothing.
+            TypeError, ValueError, IndexError: As the loss, for these logits and targets.
+
+        Example:
+            >>> criterion, x = HyperSimplexLoss(2), torch.tensor([[3.0, 0.0], [2.0, 4.0], [1.0, 5.0], [0.0, 6.0]])
+            >>> criterion.calibrate(x, torch.tensor([0, 1, 1, 1]))
+            >>> criterion.running_threshold
+            tensor([2.0000, 1.5000])
+        """
+        device = self.running_threshold.device
+        logits, target, s = _calibration.gathered(model, loader, sample_weight, self.weighted_mass, device)
+        self.initialize_parameters(logits, target)
+        self._check_classes(logits)
+        state = self._compute(logits, target, s, "mean")[1]()
+        self.reset_running_stats()
+        self._track(state)
+        self._dense_targets = target.shape == logits.shape and len(self.running_threshold) > 1
 
     def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss; in training mode this also updates `running_threshold` and `active_fraction`.
+
+        In eval mode it is that of every sample on its own, unless `eval_thresholds` says otherwise.
 
         Args:
             input: Logits [n, C], [n] or [n, 1] (binary), [N, C, d1, ...], or [C] of a single sample.
@@ -207,51 +278,57 @@ class HyperSimplexLoss(LazyModule, Module):
             traced: Tensor = leaf(self, input, target, sample_weight)
             return traced
         self._check_classes(input, single=getattr(target, "ndim", 1) == 0)
-        loss, statistics = loss_and_statistics(
-            input,
-            target,
-            self.k,
-            self.tau,
-            self.kind,
-            self.weight,
-            sample_weight,
-            self.ignore_index,
-            self.label_smoothing,
-            self.reduction,
-        )
+        if not self.training and self.eval_thresholds == "running":
+            return self._loss_at(self.running_threshold, self._known(), input, target, sample_weight)
+        batch = input, target, sample_weight
+        remembering = self.training and self.memory > 0
+        if remembering:
+            input, target, sample_weight = samples = self._with_memory(*batch)
+        loss, statistics = self._compute(input, target, sample_weight, self.reduction)
         if self.training:
             with torch.no_grad():
-                threshold, active = statistics()
-                self._track(threshold)
-                classes = len(self.running_threshold)
-                entries = (target != self.ignore_index).sum()
-                if target.shape != input.shape:
-                    entries = entries * classes
-                elif classes > 1:
-                    self._dense_targets = True
-                self._last_step = active, entries
+                self._last_state = statistics()
+                self._track(self._last_state)
+            if target.shape == input.shape and input.ndim > 1 and input.shape[1] > 1:
+                self._dense_targets = True
+            if remembering:
+                loss = self._of_batch(loss, thresholds_of(self._last_state), samples, *batch)
+                self._remember(samples)
         return loss
 
-    def _classes(self) -> int:
-        if isinstance(self.running_threshold, UninitializedBuffer):
-            raise ValueError("the number of classes is not known yet: give num_classes, or call the loss once")
-        return len(self.running_threshold)
+    @property
+    def group(self) -> Any:
+        """The process group over which the loss is, or None."""
+        return self._group.group
 
-    def _check_classes(self, input: Tensor, single: bool = False) -> None:
-        """Raise unless the logits have C classes; `single` allows [C]."""
-        _checks.logits(input)
-        due = self._classes()
-        came = input.shape[1] if input.ndim > 1 else len(input) if single and due > 1 else 1
-        if came != due:
-            raise ValueError(f"input must have {due} classes, got shape {list(input.shape)}")
+    def _compute(
+        self, input: Tensor, target: Tensor, sample_weight: Tensor | None, reduction: str
+    ) -> tuple[Tensor, Statistics]:
+        """The loss at the thresholds of these samples, and a function that returns its state."""
+        return loss_and_statistics(
+            input, target, self.k, self.tau, self.kind, self.weight, sample_weight, self.ignore_index,
+            self.label_smoothing, reduction, self.weighted_mass, self.group, self.gradient_divisor,
+        )  # fmt: skip
 
-    def _track(self, threshold: Tensor) -> None:
+    def _of_batch(self, loss: Tensor, threshold: Tensor, samples: Samples, *batch: Any) -> Tensor:
+        """The value that the batch has at these thresholds, with the gradient of the loss over batch and memory."""
+        with torch.no_grad():
+            value = self._loss_at(threshold, True, *batch)
+            factor = self._share(samples) if self.reduction == "mean" else 1
+        return value + ((loss - loss.detach()) * factor).to(value.dtype)
+
+    def _loss_at(
+        self, threshold: Tensor, known: Tensor | bool, input: Tensor, target: Tensor, sample_weight: Tensor | None
+    ) -> Tensor:
+        """The loss at given thresholds [C], of the classes that are `known`."""
+        settings = self.weight, sample_weight, self.ignore_index, self.label_smoothing, self.kind, self.reduction
+        logits, arguments = loss_arguments(input, target, "targets", self.tau, *settings)
+        loss = _loss_composed.loss_at(threshold, known, logits, arguments)
+        return loss.reshape(input.shape) if self.reduction == "none" else loss
+
+    def _track(self, state: Tensor) -> None:
         """Move the running average towards the finite ones of these thresholds, without waiting for the device."""
-        finite = threshold.isfinite()
-        batches = self.num_batches_tracked.add_(finite)
-        rate = 1 / batches if self.momentum is None else torch.where(batches > 1, self.momentum, 1.0)
-        step = torch.where(finite, rate * (threshold - self.running_threshold), 0.0)
-        self.running_threshold.add_(step.to(self.running_threshold.dtype))
+        average_thresholds(state, self.running_threshold, self.num_batches_tracked, self.momentum)
 
     @property
     def active_fraction(self) -> Tensor | None:
@@ -261,94 +338,11 @@ class HyperSimplexLoss(LazyModule, Module):
         close to 0, tau is too small for the scale of the logits; close to 1, the projection hardly decides and tau is
         large.
         """
-        if self._last_step is None:
+        if self._last_state is None:
             return None
-        active, entries = self._last_step
-        return (active.sum() / entries).float()
-
-    def _margins(self, logits: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The logits minus their thresholds, and tau so that it broadcasts against them; in float32 at least."""
-        self._check_classes(logits, single=True)
-        per_class = (-1, *(1,) * (logits.ndim - 2))
-        dtype = torch.promote_types(self.running_threshold.dtype, logits.dtype)
-        tau = self.tau
-        if isinstance(tau, Tensor):
-            dtype = torch.promote_types(dtype, tau.dtype)
-            tau = _checks.per_vector("tau", tau, logits, self.running_threshold.shape, "the number of classes")
-            tau = tau.to(dtype).reshape(per_class)
-        return logits.to(dtype) - self.running_threshold.to(dtype).reshape(per_class), tau
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """(x - running_threshold) / tau: logits made comparable across classes, in their shape.
-
-        An entry is in the upper half of its class's projection where its score is at least 1/2, so for multi-label
-        targets `scores(logits) >= 0.5` is the prediction. Scores are float64 where the logits, `running_threshold` or
-        a tensor `tau` are, else float32: in half types their order would be lost.
-        """
-        margins, tau = self._margins(logits)
-        return margins / tau
-
-    def predict(self, logits: Tensor, *, multilabel: bool | None = None) -> Tensor:
-        """Labels, int64: the class with the largest score, [n], [N, d1, ...] or [].
-
-        With one class, binary: 1 where the score is at least 1/2, else 0, in the shape of `logits`. Scores are compared
-        as wide as :meth:`scores` has them, and without a division that could overflow.
-
-        Args:
-            logits: [n, C], [n] (binary), [N, C, d1, ...], or [C] of a single sample.
-            multilabel: True for any number of labels per sample: for every class 1 or 0 as in the binary case, in the
-                shape of `logits`. False for one label per sample. None for what the module was trained on, if this was
-                class indices: dense targets can be either.
-
-        Raises:
-            ValueError: The module was trained on dense targets of several classes, and `multilabel` is None.
-        """
-        margins, tau = self._margins(logits)
-        if len(self.running_threshold) == 1:
-            multilabel = True
-        elif multilabel is None and self._dense_targets:
-            raise ValueError(
-                "training saw dense targets, which can hold several labels per sample: ask for predict(logits, "
-                "multilabel=True), 0 or 1 for every class, or predict(logits, multilabel=False), one class per sample"
-            )
-        if multilabel:
-            return (margins >= tau / 2).long()
-        if isinstance(tau, Tensor):
-            margins = margins / (tau / tau.min())  # at least 1
-        return margins.argmax(min(logits.ndim - 1, 1))
-
-    @torch.no_grad()
-    def fold_into(self, linear: torch.nn.Module) -> None:
-        """Move the calibration into the layer that makes the logits, so that its plain output predicts.
-
-        Afterwards `output.argmax(1)`, for binary `output >= 0`, is up to rounding what :meth:`predict` gave before and,
-        as `running_threshold` is reset to match, still gives. The loss is unchanged. Thresholds go into the bias, which
-        is made if missing. Where `tau` differs from class to class, weight and bias are divided by it, also in other
-        layers that share them, and `tau` becomes 1: a buffer, which is the module's own, in place; a learned `tau` by
-        a new parameter, which an optimizer has to be given if training goes on.
-
-        Args:
-            linear: The last layer, whose output is the logits: `nn.Linear`, `nn.Bilinear`, a convolution or transposed
-                convolution, in float32 or float64. It is changed in place; after an error nothing is. Its weight may be
-                computed, as by weight norm or pruning, unless it has to be divided.
-
-        Raises:
-            TypeError: `linear` is no such layer, such as one with a forward of its own; or what has to be changed is
-                not a plain parameter, or of a half type, which would round the thresholds.
-            ValueError: Its number of outputs is not C, which may not be known yet, or the result overflows.
-        """
-        classes, tau = self._classes(), self.tau
-        shift, rest, scale = self.running_threshold, torch.zeros_like(self.running_threshold), None
-        if classes == 1:  # a score of 1/2 becomes an output of 0
-            shift, rest = shift + tau / 2, rest - tau / 2
-        others = [(self.running_threshold, rest)]
-        if isinstance(tau, Tensor) and tau.numel() > 1:
-            scale = _checks.per_vector("tau", tau, shift, (classes,), "the number of classes")
-            if not tau.requires_grad:
-                others.append((tau, torch.ones_like(tau)))
-        _folding.fold(linear, classes, shift, scale, others)
-        if scale is not None and self.tau.requires_grad:  # type: ignore[union-attr]
-            self.tau = torch.nn.Parameter(torch.ones_like(self.tau))  # type: ignore[arg-type]
+        active, taking_part = numbers_of_entries(self._last_state)
+        fraction: Tensor = active.sum() / taking_part.sum()
+        return fraction.float()
 
     def extra_repr(self) -> str:
         """The settings that are not the default."""
@@ -362,4 +356,7 @@ class HyperSimplexLoss(LazyModule, Module):
             label_smoothing=self.label_smoothing,
             reduction=self.reduction,
             momentum=self.momentum,
+            weighted_mass=self.weighted_mass,
+            memory=self.memory,
+            eval_thresholds=self.eval_thresholds,
         )

@@ -22,6 +22,7 @@ from torch.autograd import Function
 from bench.speed.cases import Case
 from bench.speed.clocks import HostClock
 from hypersimplex_ext import _loss, _loss_ops, hypersimplex_loss
+from hypersimplex_ext._arguments import MEAN, SQUARED, TARGETS, Arguments
 
 _ROUNDS = 15
 
@@ -30,9 +31,7 @@ def parts(case: Case) -> dict[str, float]:
     """Return the seconds of each part of forward and backward of the loss, and of everything, which they add up to."""
     x, _, classes = case.draw()
     leaf = x.detach().requires_grad_()
-    arguments = _loss.Arguments(
-        classes, None, None, None, None, 0.0, _loss.TARGETS, 1.0, -100, 0.0, _loss.SQUARED, _loss.MEAN
-    )
+    arguments = Arguments(classes, None, None, None, None, 0.0, TARGETS, 1.0, -100, 0.0, SQUARED, MEAN)
     call = _loss.fused_call(leaf, arguments)
     assert call is not None
     kernels, threads = call.kernels, torch.get_num_threads()
