@@ -1,5 +1,6 @@
 """Seeds, and the backends that tests run on: the CPU core, the CUDA kernels emulated on the CPU, and on a GPU."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -11,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from hypersimplex_ext import _backends, _calls
+from tests.processes import Processes
 
 with warnings.catch_warnings():  # PyTorch loads this at the first use of forward mode, and warns about itself
     for category in (DeprecationWarning, FutureWarning):
@@ -147,3 +149,37 @@ def on_device(request, monkeypatch):
 
     monkeypatch.setitem(_backends.BACKENDS, "cpu", _backends.Backend(module.cuda, call, False))
     yield torch.device("cpu"), simt.Device(module).take_launches
+
+
+@contextlib.contextmanager
+def emulated(kernels):
+    """In the place of the CPU core the CUDA kernels, emulated, where `kernels` is "simt"."""
+    if kernels != "simt":
+        yield
+        return
+    before, known = _backends.BACKENDS["cpu"], dict(_calls._known)
+    module = importlib.import_module("tests.simt").load("_C_simt").cuda
+    _calls._known.clear()
+    _backends.BACKENDS["cpu"] = _backends.Backend(module, _call_simt, False)
+    try:
+        yield
+    finally:
+        _backends.BACKENDS["cpu"] = before
+        _calls._known.clear()
+        _calls._known.update(known)
+
+
+@pytest.fixture(params=[name for name in _names() if name != "cuda"])
+def kernels(request):
+    """What processes compute with: "cpu" or "simt", for `emulated`."""
+    if request.param == "simt":
+        importlib.import_module("tests.simt").load("_C_simt")  # built here, not by all of them
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Four processes, which run functions together."""
+    pool = Processes(4)
+    yield pool
+    pool.close()

@@ -205,6 +205,7 @@ def test_no_operation_makes_pytorch_wait(call):
     arguments = inputs(call)
     call(*arguments)
     module = HyperSimplexLoss(CLASSES, tau=0.7, momentum=None).cuda()
+    remembering = HyperSimplexLoss(CLASSES, memory=50).cuda()
     x, target = inputs(loss)
     module(x, target)
     one_number = torch.tensor(3.0)  # on the CPU, which is allowed
@@ -214,7 +215,10 @@ def test_no_operation_makes_pytorch_wait(call):
             arguments[0].sum().item()
         call(*arguments)
         module(x.requires_grad_(), target).backward()
+        remembering(x, target, torch.ones_like(x[:, 0])).backward()
         module.predict(x)
+        module.predict_proba(x)
+        module.eval()(x, target).backward()
         soft_binary_argmax(x, one_number)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -258,6 +258,18 @@ def test_class_index_out_of_range(reduction, kind, index, place):
         (lambda: HyperSimplexLoss(3, label_smoothing=-0.1), ValueError, "label_smoothing must lie in [0, 1], got -0.1"),
         (lambda: HyperSimplexLoss(3, momentum=0.0), ValueError, "momentum must lie in (0, 1] or be None, got 0.0"),
         (lambda: HyperSimplexLoss(3, momentum="0.1"), TypeError, "momentum must be a real number"),
+        (lambda: HyperSimplexLoss(3, memory=-1), ValueError, "memory must be at least 0, got -1"),
+        (lambda: HyperSimplexLoss(3, memory=1.5), TypeError, "memory must be an integer, got float"),
+        (
+            lambda: HyperSimplexLoss(3, memory=5, reduction="none"),
+            ValueError,
+            "reduction must be 'mean' or 'sum' with a memory, got 'none'",
+        ),
+        (
+            lambda: HyperSimplexLoss(4, memory=5)(X, LABELS, torch.ones(4)),
+            ValueError,
+            "sample_weight must have shape [5], got [4]",
+        ),
         (lambda: HyperSimplexLoss(3)(X, LABELS), ValueError, "input must have 3 classes, got shape [5, 4]"),
         (lambda: HyperSimplexLoss(3).predict(X), ValueError, "input must have 3 classes, got shape [5, 4]"),
         (lambda: HyperSimplexLoss(3).scores(X.long()), TypeError, "input must be float16"),
@@ -272,6 +284,27 @@ def test_class_index_out_of_range(reduction, kind, index, place):
             ValueError,
             "linear must have 3 outputs, got weight of shape [4, 2]",
         ),
+        (
+            lambda: HyperSimplexLoss(3).calibrate(X[:, :3], iter([])),
+            TypeError,
+            "target must be a Tensor, got list_iterator",
+        ),
+        (
+            lambda: HyperSimplexLoss(3).calibrate(torch.nn.Identity(), LABELS),
+            TypeError,
+            "model must be a Tensor of logits beside targets, got Identity",
+        ),
+        (
+            lambda: HyperSimplexLoss(3).calibrate(torch.nn.Identity(), [X]),
+            TypeError,
+            "loader must yield tuples (input, target), got Tensor",
+        ),
+        (
+            lambda: HyperSimplexLoss(3).calibrate(torch.nn.Identity(), []),
+            ValueError,
+            "loader must yield at least one batch, got none",
+        ),
+        (lambda: HyperSimplexLoss(3).calibrate(X, LABELS), ValueError, "input must have 3 classes, got shape [5, 4]"),
         (lambda: SoftBinaryArgmax("1"), TypeError, "k must be a real number or a Tensor, got str"),
         (lambda: SoftBinaryArgmax(1, 0.0), ValueError, "tau must lie in (0, inf), got 0.0"),
     ],
@@ -279,3 +312,25 @@ def test_class_index_out_of_range(reduction, kind, index, place):
 def test_modules(build, error, message):
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("classes", "labels", "error", "message"),
+    [
+        (1, [1, -1, 1, 1, -1], ValueError, "target must lie in [0, 1], got -1"),
+        (1, [1, 2, 1, 2, 1], ValueError, "target must lie in [0, 1], got 2"),
+        (3, [1, 2, 3, 1, 2], IndexError, "Target 3 is out of bounds."),
+        (3, [1, -1, 1, 1, -1], IndexError, "Target -1 is out of bounds."),
+        (
+            3,
+            [1.0, 2.0, 0.0, 1.0, 2.0],
+            TypeError,
+            "target must hold class indices as int64 or uint8, got torch.float32",
+        ),
+    ],
+)
+def test_labels_of_other_conventions(train, classes, labels, error, message):
+    module = HyperSimplexLoss(classes).train(train)
+    with pytest.raises(error, match=re.escape(message)):
+        module(X[:, :classes], torch.tensor(labels))

@@ -59,13 +59,13 @@ def test_loss_is_the_function(device):
 def test_running_threshold(device):
     module = HyperSimplexLoss(4, momentum=0.25).to(device)
     expected = torch.zeros(4, device=device)
-    for step in range(4):
-        x, labels = batch(device, offset=step)
+    for number in range(1, 7):
+        x, labels = batch(device, offset=number)
         module(x.requires_grad_(), labels).backward()
-        current = thresholds(x.detach(), labels)
-        expected = current if step == 0 else 0.75 * expected + 0.25 * current
+        rate = max(0.25, 1 / number)  # a plain average at first
+        expected = (1 - rate) * expected + rate * thresholds(x.detach(), labels)
         assert_close(module.running_threshold, expected, 1e-6)
-    assert module.num_batches_tracked.tolist() == [4] * 4
+    assert module.num_batches_tracked.tolist() == [6] * 4
     before = module.running_threshold.clone()
     module.eval()
     module(*batch(device))

@@ -91,7 +91,7 @@ def test_distributed(batch, tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         exec(snippet("DistributedDataParallel"), batch)
-        assert_trained(batch["parallel"].module.model, batch["parallel"].module.loss)
+        assert_trained(batch["model"].module, batch["loss"])
     finally:
         torch.distributed.destroy_process_group()
 
