@@ -108,8 +108,8 @@ class ShardStep {
     if (search.status != SearchStatus::kSearching) return;
     const Sweep first = sweep_at(0);
     const bool settled = first.g == search.last_g && first.h == search.last_h;
-    int below = -1, above = -1,
-        zero = -1;  // the greatest threshold with f > 0, the least one with f < 0, one with f = 0
+    // The greatest threshold with f > 0, the least one with f < 0, and one with f = 0.
+    int below = -1, above = -1, zero = -1;
     double f_below = search.f_lo, f_above = search.f_hi;
     Pair lo = search.lo, hi = search.hi;
     for (int i = 0; i < own_.tried; ++i) {

@@ -39,7 +39,7 @@ def project_over(
 ) -> tuple[Tensor, Tensor]:
     """The shard of the projection of vectors whose entries are spread over processes, and its state."""
     shards = _shards_of(group)
-    with shards.told():
+    with shards.told(input):
         _checks.logits(input)
         _check_device(input)
         if solver != "threshold":
@@ -66,7 +66,7 @@ def project_over(
 def loss_over(group: Any, divisor: Any, input: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Any]:
     """The loss of the samples of all processes; `settings` are as in `loss_arguments`, up to the reduction."""
     shards = _shards_of(group, divisor)
-    with shards.told():
+    with shards.told(input):
         logits, arguments = loss_arguments(input, target, *settings, math.inf)  # type: ignore[call-arg]
         _check_device(logits)
         if logits.ndim > input.ndim:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from . import _checks
 from ._modules import Module, is_traced, leaf
+from ._shards import HeldGroup, group_of
 from .functional import SOLVERS, Proxy, soft_binary_argmax
 
 
@@ -17,6 +20,7 @@ class SoftBinaryArgmax(Module):
         tau: Temperature: a number in [2^-1022, inf) or a tensor like `k`. An `nn.Parameter` is learned.
         dim: The dimension to project along.
         solver: "threshold", or "pav" for the paper's sort and isotonic regression.
+        group: As in :func:`hypersimplex_ext.soft_binary_argmax`, for vectors that are spread over processes.
 
     A tensor without a gradient is copied into a buffer, which `half()` and the like never narrow.
 
@@ -34,7 +38,13 @@ class SoftBinaryArgmax(Module):
     tau: float | Tensor
 
     def __init__(
-        self, k: float | Tensor, tau: float | Tensor = 1.0, dim: int = -1, *, solver: str = "threshold"
+        self,
+        k: float | Tensor,
+        tau: float | Tensor = 1.0,
+        dim: int = -1,
+        *,
+        solver: str = "threshold",
+        group: Any = None,
     ) -> None:
         super().__init__()
         self._keep("k", k if isinstance(k, Tensor) else _checks.number("k", k, "a real number or a Tensor"))
@@ -42,13 +52,16 @@ class SoftBinaryArgmax(Module):
         self.dim = _checks.integer("dim", dim)
         _checks.choice("solver", solver, SOLVERS)
         self.solver = solver
+        self._group = HeldGroup(group_of(group))
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project `input`; entries where the bool `mask` is False take no part."""
         if isinstance(input, Proxy) and is_traced(self, input):
             result: Tensor = leaf(self, input, mask)
             return result
-        return soft_binary_argmax(input, self.k, self.tau, self.dim, mask=mask, solver=self.solver)
+        return soft_binary_argmax(
+            input, self.k, self.tau, self.dim, mask=mask, solver=self.solver, group=self._group.group
+        )
 
     def extra_repr(self) -> str:
         """The settings that are not the default."""

@@ -43,7 +43,7 @@ def loss_over(shards: Shards, x: Tensor, arguments: Arguments) -> tuple[Tensor, 
     settings = a.mass_kind, a.ignore_index, a.label_smoothing, a.kind, a.reduction, dense, weighted
     facts = classes, DTYPES[x.dtype], k, tau, a.weight, settings
     fusible = _fusible(x, a)
-    with shards.told():
+    with shards.told(x):
         batch = None if fusible else batch_of(x, a)
         search = _shards.begin_loss(shards, x.detach(), *a) if fusible else None
     shards.agree(x, a.target.numel() // (classes if dense else 1), *facts)

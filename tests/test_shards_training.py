@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 from hypersimplex_ext.batch import two_pass_backward
-from hypersimplex_ext.nn import HyperSimplexLoss
+from hypersimplex_ext.nn import HyperSimplexLoss, SoftBinaryArgmax
 from tests import processes as connected
 
 
@@ -209,6 +209,17 @@ def evaluated(group, x, y):
 def test_no_collective_in_eval_mode(processes):
     x, y = data()
     assert processes.run(evaluated, list(zip(x.split(45), y.split(45), strict=True))) == [0, 0]
+
+
+def layered(group, x):
+    layer = SoftBinaryArgmax(k=5, dim=0, group=group)
+    return copy.deepcopy(layer)(x)
+
+
+def test_layer(processes):
+    x, _ = data()
+    results = processes.run(layered, [(part,) for part in x.split([30, 60])])
+    torch.testing.assert_close(torch.cat(results), soft_binary_argmax(x, 5, dim=0))
 
 
 def copied(group):
