@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from hypersimplex_ext import (
+    _arguments,
     _backends,
     _calls,
     _layout,
-    _loss,
     _loss_ops,
-    functional,
     hypersimplex_loss,
     reference,
     soft_binary_argmax,
@@ -106,7 +105,7 @@ def test_losses_that_reach_beyond_2_to_the_31_entries(emulated, monkeypatch, reg
         target = spread(near_target.shape, step, near_target.dtype)
         x.copy_(near_x)
         target.copy_(near_target)
-        settings = (0.0, _loss.TARGETS, 0.75, -100, 0.0, functional.KINDS[kind], _loss.MEAN)
+        settings = (0.0, _arguments.TARGETS, 0.75, -100, 0.0, _arguments.KINDS[kind], _arguments.MEAN)
         value, state = _loss_ops.loss_forward(x, target, *(None,) * 4, *settings)
         differentiate(x, target, state, grad, settings)
         terms, expected, divisor, clear = expected_loss(near_x, near_target, tau=0.75, kind=kind)

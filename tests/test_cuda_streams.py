@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hypersimplex_ext import _backends, _calls, _loss, _loss_ops, hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import _arguments, _backends, _calls, _loss_ops, hypersimplex_loss, soft_binary_argmax
 from hypersimplex_ext.nn import HyperSimplexLoss
 from tests import simt
 
@@ -134,7 +134,7 @@ def test_workspace_lies_on_the_device_of_the_call_until_it_returns(recorded):
 def test_what_calls_share_lies_in_no_memory_of_a_gpu():
     """A graph that is captured while the first call of its kind is made would keep its memory from others."""
     backend = _backends.Backend(simt.load("_C_simt").cuda, _backends._call_cuda, False)
-    device, settings = torch.device("cuda", 0), (0.0, _loss.TARGETS, 0.75, -100, 0.0, 0, _loss.MEAN)
+    device, settings = torch.device("cuda", 0), (0.0, _arguments.TARGETS, 0.75, -100, 0.0, 0, _arguments.MEAN)
     shape, strides = torch.Size((SAMPLES, CLASSES)), (CLASSES, 1)
     vectors = _calls._vector_call(backend, torch.float32, device, shape, strides, int, 1)
     kinds = tuple(map(type, settings))
