@@ -8,7 +8,7 @@ the others: what it takes from them lies in the state that the forward leaves.
 Collectives of a call: one that tells every process whether all came with the same arguments (on the CPU in every call;
 on a device, where reading it would wait, in the first call with these settings), one or two for the moments, one per
 evaluation of the search, one for the loss, and one where a class has no active entry. An evaluation is for all classes
-together; there are 2 to 4 for most batches, and at most 256 whatever the logits are.
+together; there are 2 to 5 for most batches, and at most 256 whatever the logits are.
 """
 
 from __future__ import annotations
