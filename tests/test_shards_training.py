@@ -105,6 +105,7 @@ def sharded(group, batches):
     return values, [p.full_tensor().detach() for p in model.parameters()], loss.running_threshold.clone()
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="this torch may shard on GPUs alone")  # as 2.6 does
 def test_fully_sharded_training_is_that_of_one_process(processes):
     x, y = data()
     alone = steps(network(), HyperSimplexLoss(3), [(x, y)] * 3)
