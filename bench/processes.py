@@ -60,17 +60,17 @@ def counted(step: Callable[[], None]) -> tuple[int, int]:
     number = size = 0
     before = distributed.all_reduce, distributed.all_gather
 
-    def reduce(t: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        nonlocal number, size
-        number, size = number + 1, size + t.nbytes
-        return before[0](t, *arguments, **keywords)
+    def counting(function: Callable[..., Any], sent: int) -> Callable[..., Any]:
+        """The function, of which this argument is what a process sends."""
 
-    def gather(parts: list[Tensor], t: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        nonlocal number, size
-        number, size = number + 1, size + t.nbytes
-        return before[1](parts, t, *arguments, **keywords)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal number, size
+            number, size = number + 1, size + arguments[sent].nbytes
+            return function(*arguments, **keywords)
 
-    distributed.all_reduce, distributed.all_gather = reduce, gather
+        return call
+
+    distributed.all_reduce, distributed.all_gather = counting(before[0], 0), counting(before[1], 1)
     try:
         step()
     finally:

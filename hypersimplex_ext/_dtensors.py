@@ -75,40 +75,27 @@ def project(input: Any, k: Any, tau: Any, dim: int, mask: Any, solver: str, grou
     return _like(input, y, placement), state
 
 
-def loss(
-    divisor: Any,
-    group: Any,
-    input: Any,
-    target: Any,
-    k: Any,
-    tau: Any,
-    kind: str,
-    weight: Any,
-    sample_weight: Any,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-) -> tuple[Tensor, Any]:
+def loss(divisor: Any, group: Any, input: Any, target: Any, *settings: Any) -> tuple[Tensor, Any]:
     """The loss of all samples, a replicated DTensor or, without a reduction, one like `input`.
 
-    Its gradient in `input` is that of one process: the default of `divisor` is 1.
+    `settings` are those of `functional.loss_and_statistics`, from k to the reduction. The gradient in `input` is that
+    of one process: the default of `divisor` is 1.
     """
     placement = _placement(input, group)
     divisor = 1 if divisor is None else divisor
+    k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction = settings
     over = None
     if placement.is_shard(1) and input.ndim > 1:
-        value, statistics = _over_classes(
-            input, divisor, target, k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction
-        )
+        value, statistics = _over_classes(input, divisor, target, *settings)
     else:
         if placement.is_shard():
             if not placement.is_shard(0):
                 raise ValueError(f"input must be placed as Shard(0), Shard(1) or Replicate, got {placement}")
             over = input.device_mesh
+        target, sample_weight = _local("target", target, placement), _local("sample_weight", sample_weight, placement)
         value, statistics = functional.loss_and_statistics(
-            input.to_local(), _local("target", target, placement), k, tau, kind, weight,
-            _local("sample_weight", sample_weight, placement), ignore_index, label_smoothing, reduction, False, over,
-            divisor,
+            input.to_local(), target, k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction,
+            group=over, gradient_divisor=divisor,
         )  # fmt: skip
     return (_like(input, value, placement) if reduction == "none" else _number(input, value)), statistics
 
@@ -116,25 +103,14 @@ def loss(
 _IGNORED = -100  # of dense targets
 
 
-def _over_classes(
-    input: Any,
-    divisor: float,
-    target: Any,
-    k: Any,
-    tau: Any,
-    kind: str,
-    weight: Any,
-    sample_weight: Any,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-) -> tuple[Tensor, Any]:
+def _over_classes(input: Any, divisor: float, target: Any, *settings: Any) -> tuple[Tensor, Any]:
     """The loss of classes that are spread over processes: each class is one process's own, and only sums are exchanged.
 
     Class indices become dense targets of this process's classes, in as much memory as its logits take.
     """
     from torch.distributed.tensor import Replicate
 
+    k, tau, kind, weight, sample_weight, ignore_index, label_smoothing, reduction = settings
     shards = Shards(input.device_mesh.get_group(), divisor)
     local, classes = input.to_local(), input.shape[1]
     each = -(-classes // shards.size)  # as DTensor cuts

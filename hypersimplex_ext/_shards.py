@@ -8,7 +8,7 @@ the others: what it takes from them lies in the state that the forward leaves.
 Collectives of a call: one that tells every process whether all came with the same arguments (on the CPU in every call;
 on a device, where reading it would wait, in the first call with these settings), one or two for the moments, one per
 evaluation of the search, one for the loss, and one where a class has no active entry. An evaluation is for all classes
-together; there are 2 to 5 for most batches, and at most 256 whatever the logits are.
+together; there are 3 to 5 for most batches, and at most 256 whatever the logits are.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Shards:
     def combine(self, sums: Tensor, added: int) -> Tensor:
         """The totals of rows of numbers: the first `added` rows are added up, of the others the greatest is taken.
 
-        All processes get the same bits. Few numbers are gathered and combined by each, in half the time of an
+        All processes get the same bits. Few numbers are gathered and combined by each, which takes less time than an
         all-reduce; more are all-reduced, so that their bytes do not grow with the number of processes.
         """
         if self.size * sums.nbytes <= _GATHERED:

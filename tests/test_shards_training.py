@@ -93,16 +93,8 @@ def sharded(group, batches):
     mesh = DeviceMesh.from_group(group, "cpu")
     model = network()
     fully_shard(model, mesh=mesh)
-    loss = HyperSimplexLoss(3, group=mesh)
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    values = []
-    for x, y in batches:
-        optimizer.zero_grad()
-        value = loss(model(x), y)
-        value.backward()
-        optimizer.step()
-        values.append(value.detach())
-    return values, [p.full_tensor().detach() for p in model.parameters()], loss.running_threshold.clone()
+    values, parameters, thresholds, _ = steps(model, HyperSimplexLoss(3, group=mesh), batches)
+    return values, [p.full_tensor() for p in parameters], thresholds
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 13), reason="this torch may shard on GPUs alone")  # as 2.6 does
