@@ -81,15 +81,9 @@ class General {  // large: to be had as Scratch
     brackets_ = brackets;
     const ScratchArray<Sweep> at_lo(panel_.live), at_hi(panel_.live);
     auto evaluate_all = [&](const auto& threshold, Sweep* at_threshold) {
-      for (int c = 0; c < columns_; ++c) {
-        const bool taken = c < panel_.live && counts[c] >= 0;
-        thresholds_.set(c, taken ? threshold(c) : Pair{HUGE_VAL, 0});
-        thresholds_.tau[c] = taken ? at(tau, panel_.vector(c)) : 1;
-      }
-      set_lanes(lanes_, thresholds_, plan_.width, columns_);
-      sweep_thresholds(totals_.sums);
+      const LaneSums& sums = count([&](int c) { return counts[c] >= 0 ? threshold(c) : Pair{HUGE_VAL, 0}; }, tau);
       for (int c = 0; c < panel_.live; ++c)
-        if (counts[c] >= 0) at_threshold[c] = result(totals_.sums, c);
+        if (counts[c] >= 0) at_threshold[c] = result(sums, c);
     };
     evaluate_all([&](int c) { return brackets[c].lo; }, at_lo);
     evaluate_all([&](int c) { return brackets[c].hi; }, at_hi);
