@@ -2,6 +2,7 @@
 
 from . import batch, functional, nn, reference
 from ._build_info import __version__, build_info
+from ._temperature import suggest_tau
 from .functional import binary_argmax, hypersimplex_loss, soft_binary_argmax
 from .order import isotonic_regression, sort
 from .ranking import project_permutahedron, soft_rank, soft_sort
@@ -21,4 +22,5 @@ __all__ = [
     "soft_rank",
     "soft_sort",
     "sort",
+    "suggest_tau",
 ]
