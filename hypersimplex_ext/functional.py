@@ -255,7 +255,10 @@ def hypersimplex_loss(
             one sample, 1.0 the whole batch). A tensor [C], or of one element for all classes: these numbers, fractions
             allowed.
         tau: Temperature in the units of `input`: a number in [2^-1022, inf), the normal ones, or a tensor [C].
-        kind: "squared" or "fenchel_young".
+        kind: "squared" or "fenchel_young". The squared loss is bounded, and does not move entries that are saturated on
+            the wrong side, nor any of a class whose k-th largest logit is tau or more above the next: its tau has to
+            fit the scale of the logits (:func:`hypersimplex_ext.suggest_tau`). Fenchel-Young, the safer choice where
+            logits may be large beside tau, adds a hinge on those entries.
         weight: Weight of each class, [C].
         sample_weight: Weight of each sample, [n] or [N, d1, ...]. It has no part in the projection or in k, unless
             `weighted_mass` says so.

@@ -54,7 +54,8 @@ class HyperSimplexLoss(LazyModule, Predictor, Remembering):
         num_classes: C; 1 for binary logits [n]. None takes it from the first input, as PyTorch's lazy modules do.
         k: As in :func:`hypersimplex_ext.hypersimplex_loss`.
         tau: Likewise; an `nn.Parameter` is learned.
-        kind: "squared" or "fenchel_young".
+        kind: "squared" or "fenchel_young". The squared loss does not move entries that are saturated on the wrong side:
+            keep `active_fraction` away from 0, or take Fenchel-Young, which has no such dead zone.
         weight: Class weights [C].
         ignore_index: Class index of samples, or dense or binary target of entries, to leave out.
         label_smoothing: In [0, 1].

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypersimplex_ext import soft_binary_argmax, suggest_tau
+from hypersimplex_ext.nn import HyperSimplexLoss
 
 from .cases import INF, NAN
 
@@ -147,6 +148,19 @@ def test_any_layout_and_k():
     torch.testing.assert_close(suggest_tau(x.transpose(0, 2), k.T, dim=1), tau.T, rtol=1e-4, atol=0)
     torch.testing.assert_close(suggest_tau(x * 8, k, dim=1), tau * 8, rtol=1e-4, atol=0)
     torch.testing.assert_close(suggest_tau(x - 2, k, dim=1), tau, rtol=1e-3, atol=0)
+
+
+def test_a_temperature_for_a_loss():
+    """Of the classes of a first batch; the median serves half of them."""
+    x, labels = torch.randn(256, 10) * torch.linspace(1, 20, 10), torch.randint(10, (256,))
+    taus = suggest_tau(x, labels.bincount(minlength=10), dim=0)
+    for tau, least in ((taus, 0.5), (taus.median(), 0.25), (taus.max().item(), 0.5)):
+        loss = HyperSimplexLoss(10, tau=tau)
+        loss(x, labels)
+        assert loss.active_fraction >= least
+    loss = HyperSimplexLoss(10, tau=taus * 0.9)
+    loss(x, labels)
+    assert loss.active_fraction < 0.5
 
 
 def test_under_autocast():
