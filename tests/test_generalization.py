@@ -1,4 +1,4 @@
-"""The generalisation experiment: its training loop, its statistics, and the command from end to end."""
+"""The commands that train: from end to end, on data sets in their true format, interrupted, with bad arguments."""
 
 import json
 import math
@@ -6,15 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_1samp
 
 from bench.results import ResultsFile, environment
-from bench.training import generalization, grid, training
-from bench.training.data import Dataset, load
-from bench.training.generalization import format_table, main, summarise
+from bench.training import generalization, grid, sensitivity
+from bench.training.data import load
+from bench.training.generalization import main
 from bench.training.grid import train_missing
-from bench.training.training import METHODS, Run, SoftmaxSquaredError, augment, network, train
-from hypersimplex_ext import hypersimplex_loss
+from bench.training.training import Run, check, train
 
 CPU = torch.device("cpu")
 
@@ -28,13 +26,21 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
+@pytest.fixture
+def in_process(monkeypatch):
+    """Train here, not in workers, each of which takes seconds to start."""
+
+    def train_missing(runs, results, *, root, device, compiled, **_others):
+        done = {Run.of(record) for record in results.records}
+        for run in runs:
+            if run not in done:
+                results.append(train(run, load(run.data, root, run.seed), device, compiled=compiled))
+
+    monkeypatch.setattr(generalization, "train_missing", train_missing)
 
 
 def run_of(method="cross-entropy", batch_size=128, seed=0, epochs=1, lr=1e-3):
-    return Run("digits", method, batch_size, seed, epochs, lr)
+    return Run("digits", "small", method, batch_size, seed, epochs, lr)
 
 
 # The command
@@ -54,7 +60,9 @@ def test_command_from_end_to_end(tmp_path, capsys, monkeypatch):
     assert {(record["batch_size"], record["method"]) for record in records} == {
         (size, method) for size in (300, 898) for method in ("cross-entropy", "hypersimplex")
     }
-    assert all(len(record["test_accuracy"]) == len(record["train_loss"]) == 1 for record in records)
+    assert all(len(record["train_loss"]) == 1 for record in records)
+    ways = {"cross-entropy": {"argmax"}, "hypersimplex": {"running", "calibrated", "argmax"}}
+    assert all(record["test"].keys() == ways[record["method"]] for record in records)
     assert table.read_text() in printed.out
     assert [line.split("|")[1].strip() for line in table.read_text().splitlines()[4:]] == ["300", "300", "898", "898"]
     for picture in pictures:
@@ -97,8 +105,9 @@ def test_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(generalization, "train_missing", interrupt)
-    assert main(["--out", str(tmp_path)]) == 130
-    assert f"finished runs are in {tmp_path / 'results.jsonl'}" in capsys.readouterr().out
+    for command, options in ((main, []), (sensitivity.main, ["--batch-size", "64", "--model", "small"])):
+        assert command(["--data", "digits", "--out", str(tmp_path), *options]) == 130
+        assert f"finished runs are in {tmp_path}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,11 @@ def test_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     [
         (["--data", "cifar10"], "error: root: expected the folder with data_batch_1"),
         (["--data", "adult", "--root", "nowhere"], "error: root: expected the folder with adult.data"),
+        (["--losses", "l1"], "error: loss: expected one of cross-entropy, smoothed, "),
+        (["--losses", "hypersimplex@k=some"], "error: loss: expected one of cross-entropy, smoothed, "),
+        (["--losses", "mse@tau=1"], "error: loss: expected one of cross-entropy, smoothed, "),
+        (["--lr", "1e-3", "1e-2"], "error: held out: expected a share above 0 to choose a step size with, got 0"),
+        (["--epochs", "1", "2"], "error: epochs: expected one number or 3, one for each batch size; got (1, 2)"),
         (["--batch-sizes", "899"], "error: batch sizes: expected at most the 898 training samples of digits, got 899"),
     ],
 )
@@ -115,7 +129,15 @@ def test_command_reports_what_it_cannot_do(options, message, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [["--batch-sizes", "half"], ["--epochs", "0"], ["--lr", "nan"], ["--lr", "inf"], ["--losses", "l1"]]
+    "options",
+    [
+        ["--batch-sizes", "half"],
+        ["--epochs", "0"],
+        ["--lr", "nan"],
+        ["--lr", "inf"],
+        ["--held-out", "1"],
+        ["--precision", "int8"],
+    ],
 )
 def test_command_rejects_bad_options(options, capsys):
     with pytest.raises(SystemExit):
@@ -123,182 +145,78 @@ def test_command_rejects_bad_options(options, capsys):
     assert options[1] in capsys.readouterr().err
 
 
-# Training
-
-
-def test_training_learns_and_repeats(digits):
-    run = run_of("hypersimplex", batch_size=32, epochs=3)
-    ticks = []
-    record = train(run, digits, CPU, lambda: ticks.append(None))
-    assert len(ticks) == 3
-    assert Run.of(record) == run
-    assert record["train_loss"][2] < record["train_loss"][0]
-    assert max(record["test_accuracy"]) > 0.93
-    assert (record["train_samples"], record["test_samples"]) == (898, 899)
-    again = train(run, digits, CPU)
-    assert again["train_loss"] == record["train_loss"]
-    assert again["test_accuracy"] == record["test_accuracy"]
-
-
-def test_methods_share_weights_and_order_at_one_seed(digits):
-    """With a step of nearly 0 only initial weights and batch statistics are left, so the loss makes no difference."""
-    first, other = (train(run_of(method, epochs=2, lr=1e-12), digits, CPU) for method in ("cross-entropy", "hinge"))
-    assert first["test_accuracy"] == other["test_accuracy"]
-    another_seed = train(run_of("hinge", seed=1, epochs=2, lr=1e-12), digits, CPU)
-    assert first["test_accuracy"] != another_seed["test_accuracy"]
-
-
-def test_evaluation_does_not_depend_on_its_batches(digits, monkeypatch):
-    run = run_of("hypersimplex", batch_size=32, epochs=2)
-    whole = train(run, digits, CPU)
-    monkeypatch.setattr(training, "_EVALUATION_BATCH", 10)
-    parts = train(run, digits, CPU)
-    assert parts["train_loss"] == whole["train_loss"]
-    assert parts["test_accuracy"] == pytest.approx(whole["test_accuracy"], abs=1.5 / 899)  # one sample may be on edge
-
-
-def test_batches_are_full_and_visit_no_sample_twice(digits, monkeypatch):
-    seen = []
-
-    class Loss(torch.nn.CrossEntropyLoss):
-        def forward(self, logits, target):
-            seen.append(target)
-            return super().forward(logits, target)
-
-    monkeypatch.setitem(METHODS, "spy", METHODS["cross-entropy"].__class__("spy", lambda num_classes: Loss()))
-    numbered = Dataset(digits.train_x, torch.arange(898), digits.test_x, digits.test_y, num_classes=898)
-    train(run_of("spy", batch_size=300, epochs=2), numbered, CPU)
-    assert [len(target) for target in seen] == [300, 300] * 2
-    epochs = torch.cat(seen).view(2, 600)
-    assert all(len(epoch.unique()) == 600 for epoch in epochs)
-    assert not torch.equal(epochs[0], epochs[1])
-
-
-def test_batch_larger_than_the_training_set(digits):
-    with pytest.raises(ValueError, match="batch size: expected at most the 898 training samples, got 899"):
-        train(run_of(batch_size=899), digits, CPU)
-
-
-def test_methods_are_what_their_names_say():
-    logits, target = torch.randn(40, 10), torch.arange(40) % 10
-    values = {name: method.loss(10)(logits, target) for name, method in METHODS.items()}
-    expected = {
-        "cross-entropy": -logits.log_softmax(1)[range(40), target].mean(),
-        "hinge": ((1 + logits - logits.gather(1, target[:, None])).clamp(min=0).sum() - 40) / 400,
-        "mse": ((logits.softmax(1) - torch.eye(10)[target]) ** 2).mean(),
-        "hypersimplex-published": hypersimplex_loss(logits, target, k=0.5, tau=1.5),
-        "hypersimplex": hypersimplex_loss(logits, target, k="targets", tau=1.5),
-        "fenchel-young": hypersimplex_loss(logits, target, k="targets", tau=1.5, kind="fenchel_young"),
-    }
-    assert values.keys() == expected.keys()
-    for name, value in values.items():
-        torch.testing.assert_close(value, expected[name], msg=name)
-
-
-def test_only_calibrated_methods_see_through_a_shift_of_a_class():
-    target = torch.arange(40) % 10
-    logits = 8.0 * torch.eye(10)[target] + torch.randn(40, 10)
-    shifted = logits + torch.linspace(0, 900, 10)
-    for method in METHODS.values():
-        loss = method.loss(10)
-        loss(shifted, target)
-        correct = (method.predict(loss.eval(), shifted) == target).double().mean()
-        assert correct == (1.0 if method.calibrated else 0.1), method.label
-    assert [method.calibrated for method in METHODS.values()] == [False] * 4 + [True] * 2
-
-
-def test_softmax_squared_error_is_differentiable():
-    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(SoftmaxSquaredError(), (logits, torch.tensor([0, 2, 1, 1, 0])))
-
-
-def dataset(*shape, num_classes=10):
-    x, y = torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64)
-    return Dataset(x, y, x, y, num_classes)
-
-
-def test_networks():
-    published = network(dataset(2, 3, 32, 32))
-    convolutions = 3 * 9 * 64 + 64 + 3 * (64 * 9 * 64 + 64) + 4 * 128
-    assert sum(p.numel() for p in published.parameters()) == convolutions + (64 * 8 * 8 + 1) * 512 + 513 * 10
-    for shape, classes in (((2, 3, 32, 32), 10), ((2, 1, 28, 28), 10), ((2, 1, 8, 8), 10), ((2, 105), 2)):
-        data = dataset(*shape, num_classes=classes)
-        assert network(data)(data.train_x).shape == (2, classes)
-
-
-def test_augmentation_shifts_and_mirrors():
-    images = torch.arange(2 * 5 * 6, dtype=torch.float32).view(1, 2, 5, 6).expand(400, -1, -1, -1)
-    padded = np.pad(images[0].numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
-    windows = [padded[:, i : i + 5, j : j + 6] for i in range(5) for j in range(5)]
-    mirrored = [window[:, :, ::-1] for window in windows]
-
-    def found(outputs, candidates):
-        return {next((i for i, c in enumerate(candidates) if np.array_equal(o, c)), None) for o in outputs.numpy()}
-
-    assert found(augment(images, 2, flip=False), windows) == set(range(25))
-    assert found(augment(images, 2, flip=True), windows + mirrored) == set(range(50))
-    assert found(augment(images, 0, flip=True), [images[0].numpy(), images[0].numpy()[:, :, ::-1]]) == {0, 1}
-    assert augment(images, 0, flip=False) is images
-
-
-# Statistics
-
-
-def records_of(scores, last=0.5):
-    """Records from {(batch size, method): accuracy per seed}."""
-    return [
-        {"batch_size": size, "method": method, "seed": seed, "test_accuracy": [0.1, score, last]}
-        for (size, method), by_seed in scores.items()
-        for seed, score in enumerate(by_seed)
+@pytest.mark.usefixtures("in_process")
+def test_step_size_is_chosen_by_validation(tmp_path, capsys):
+    command = [
+        "--losses",
+        "cross-entropy",
+        "fenchel-young",
+        "--lr",
+        "1e-5",
+        "3e-3",
+        "--held-out",
+        "0.2",
+        "--epochs",
+        "2",
     ]
+    command += ["--seeds", "0", "1", "2", "--batch-sizes", "64", "--model", "mlp", "--out", str(tmp_path)]
+    assert main(command) == 0
+    records = ResultsFile(tmp_path / "results.jsonl", check).records
+    runs = [(record["method"], record["lr"], record["seed"]) for record in records]
+    assert len(runs) == 2 * 2 + 2 * 2  # both step sizes at the first seed, the better one at the others
+    assert {lr for _, lr, seed in runs if seed > 0} == {3e-3}
+    assert all((record["train_samples"], record["held_out"]) == (718, 0.2) for record in records)
+    assert all(len(record["validation"]["argmax"]) == 2 for record in records)
+    table = capsys.readouterr().out
+    assert "at the best epoch of validation, 3 seeds, 2 epochs" in table
+    assert table.count("0.003") == 2
 
 
-def test_summary():
-    ours, theirs = [0.92, 0.95, 0.91], [0.90, 0.91, 0.92]
-    base, row = summarise(records_of({(32, "cross-entropy"): theirs, (32, "mse"): ours}))
-    assert row["mean"] == pytest.approx(100 * np.mean(ours))
-    assert row["sd"] == pytest.approx(100 * np.std(ours, ddof=1))
-    assert row["last"] == pytest.approx(50)
-    assert row["difference"] == pytest.approx(100 * (np.mean(ours) - np.mean(theirs)))
-    assert row["p"] == pytest.approx(ttest_1samp(np.subtract(ours, theirs), 0).pvalue)
-    assert math.isnan(base["difference"])
-    assert math.isnan(base["p"])
+def test_epochs_of_other_batch_sizes(monkeypatch, tmp_path):
+    """Those of the largest batch size in the protocol that is not larger."""
+    seen = []
+    monkeypatch.setattr(generalization, "trained", lambda runs, out, args: seen.extend(runs) or [])
+    monkeypatch.setattr(generalization, "_report", lambda records, out: None)
+    assert main(["--data", "letter", "--batch-sizes", "64", "512", "1024", "full", "--seeds", "0"]) == 0
+    assert {(run.batch_size, run.epochs) for run in seen} == {(64, 20), (512, 20), (1024, 40), (13333, 80)}
+    assert {run.lr for run in seen} == {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}
 
 
-def test_summary_pairs_by_seed():
-    records = records_of({(32, "cross-entropy"): [0.9, 0.8, 0.7], (32, "mse"): [0.91, 0.83, 0.75]})
-    shuffled = [records[i] for i in (2, 0, 1, 4, 5, 3)]
-    for some in (shuffled, shuffled[1:]):  # without the baseline's seed 2, seeds 0 and 1 are left to compare
-        common = [record["seed"] for record in some if record["method"] == "cross-entropy"]
-        differences = np.array([1.0, 3.0, 5.0])[sorted(common)]
-        row = summarise(some)[1]
-        assert row["difference"] == pytest.approx(differences.mean())
-        assert row["p"] == pytest.approx(ttest_1samp(differences, 0).pvalue)
+@pytest.mark.usefixtures("in_process")
+def test_published_experiment_on_cifar10(tmp_path, capsys):
+    """A dry run on files in the true format: the paper's settings but for length; 40 training and 8 test samples."""
+    folder, rng = tmp_path / "cifar-10-batches-bin", np.random.default_rng(0)
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        records = rng.integers(0, 256, (8, 3073), dtype=np.uint8)
+        records[:, 0] = rng.integers(0, 10, 8)
+        (folder / name).write_bytes(records.tobytes())
+    out = tmp_path / "out"
+    command = ["--data", "cifar10", "--root", str(tmp_path), "--quick", "--batch-sizes", "20"]
+    command += ["--losses", "cross-entropy", "hypersimplex-published", "--out", str(out)]
+    assert main(command) == 0
+    records = ResultsFile(out / "results.jsonl", check).records
+    assert [(r["model"], r["augmented"], r["lr"], r["held_out"]) for r in records] == 2 * [("published", True, 1e-4, 0)]
+    assert [(r["train_samples"], r["test_samples"], r["epochs"]) for r in records] == 2 * [(40, 8, 2)]
+    assert "cifar10, published: maximum over the epochs, 1 seed, 2 epochs" in capsys.readouterr().out
+    protocol = generalization.PROTOCOLS["cifar10"]["published"]
+    assert (protocol.epochs, len(protocol.seeds), protocol.batch_sizes[-1]) == ((600,), 5, "8192")
 
 
-@pytest.mark.parametrize(
-    ("scores", "undefined"),
-    [
-        ({(32, "cross-entropy"): [0.9], (32, "mse"): [0.8]}, {"sd", "p"}),
-        ({(32, "cross-entropy"): [0.9, 0.8], (32, "mse"): [0.8, 0.7]}, {"p"}),
-        ({(64, "cross-entropy"): [0.9, 0.8], (32, "mse"): [0.8, 0.7]}, {"difference", "p"}),
-    ],
-)
-def test_summary_leaves_undefined_numbers_out(scores, undefined):
-    row = summarise(records_of(scores))[1]
-    assert {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)} == undefined
-
-
-def test_table():
-    row = {"batch_size": 32, "method": "mse", "mean": 98.765, "sd": 0.1, "last": 97, "difference": 0.4, "p": 0.0312}
-    other = {**row, "sd": np.nan, "difference": -1, "p": 1e-5}
-    third = {**row, "difference": np.nan, "p": np.nan}
-    lines = format_table([row, other, third]).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[2] == ["32", "MSE", "98.77 ± 0.10", "+0.40", "0.031", "97.00"]
-    assert cells[3] == ["32", "MSE", "98.77", "-1.00", "<.001", "97.00"]
-    assert cells[4][3:5] == ["-", "-"]
+@pytest.mark.usefixtures("in_process")
+def test_sensitivity(tmp_path, capsys):
+    command = ["--data", "digits", "--model", "mlp", "--batch-size", "256", "--epochs", "1", "--seeds", "0"]
+    command += ["--taus", "1", "learned", "suggested", "--lr", "1e-3", "--out", str(tmp_path)]
+    assert sensitivity.main(command) == 0
+    records = ResultsFile(tmp_path / "results.jsonl", check).records
+    assert len({record["method"] for record in records}) == len(records) == 2 * 3 * 3
+    cells = [line.split("|")[1:-1] for line in (tmp_path / "table.md").read_text().splitlines()[4:]]
+    assert [(line[0].strip(), line[1].strip()) for line in cells] == [
+        (kind, k) for kind in ("squared", "Fenchel-Young") for k in ("targets", "0.5", "1/C")
+    ]
+    assert all(0 < float(cell) <= 100 for line in cells for cell in line[2:])
+    assert (tmp_path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
 
 
 # Results

@@ -1,19 +1,26 @@
 """How well does a network generalise when it is trained with each loss, at small and large batches?
 
     python -m bench.training --data digits
+    python -m bench.training --data fashion-mnist --model small
+    python -m bench.training --data cifar10 --root FOLDER           the paper's settings
+    python -m bench.training analyze FILES                          statistics of finished runs
+    python -m bench.training sensitivity                            temperatures against k
 
-trains the same network with cross-entropy, hinge, MSE and the HyperSimplex losses at several batch sizes and seeds,
-prints a table of the maximum test accuracy, and writes to the results folder
+trains the same network with cross-entropy, hinge, MSE, modified Huber and the HyperSimplex losses at several batch
+sizes and seeds, prints a table, and writes to the results folder
 
     results.jsonl   one line per finished run; the same command resumes an interrupted grid from it
     table.md        the printed table
-    accuracy.png    maximum test accuracy against batch size
-    curves.png      test accuracy against epoch
+    accuracy.png    score against batch size
+    curves.png      score against epoch
 
-Reading the numbers: as in the paper, the score of a run is its best test accuracy over the epochs, which flatters every
-loss alike; the table also gives the accuracy after the last epoch. Step size, epochs and tau were fixed in advance, are
-the same at every batch size, and were not tuned. Runs are paired by seed: same split, initial weights and order of the
-samples. The p-values are those of two-sided paired t-tests over the seeds, uncorrected for the number of comparisons.
+Protocol: of several step sizes (--lr) each loss takes, at each batch size, the one with the best validation score at
+the first seed; the grid is the same for all. Validation samples are held out of the training set. The score of a run is
+that on the test set at the best epoch of validation; beside it stand the last epoch's, and the best of all epochs on
+the test set, as the paper has it, which flatters every loss alike. With the paper's settings, and for digits, nothing
+is held out or tuned, and the paper's score is the only one. Runs are paired by seed: same split, initial weights and
+order of the samples. The p-values are those of two-sided paired t-tests over the seeds, with Holm's correction over the
+table.
 """
 
 from __future__ import annotations
@@ -25,141 +32,160 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
 from bench.arguments import described_parser
 from bench.results import Record, ResultsFile
-from bench.style import markdown
 from bench.training import plots
 from bench.training.data import DATASETS, load
 from bench.training.grid import train_missing
-from bench.training.training import BASELINE, METHODS, Run
+from bench.training.methods import METHODS, method
+from bench.training.networks import MODELS
+from bench.training.scores import best_steps, cell_of, compare, format_table, measure_of, scores_of, title_of
+from bench.training.training import Run, check
 
 FULL = "full"
+_LEGEND = "Mean ± standard deviation over the seeds; p of paired t-tests against cross-entropy, with Holm's correction."
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """The settings of the experiment on one data set; a batch size of "full" is the whole training set."""
+    """The settings of the experiment on one data set.
+
+    Attributes:
+        batch_sizes: numbers, or "full", the whole training set.
+        epochs: passes over the training samples at each batch size, or one number for all.
+        lr: step sizes to choose from.
+        seeds: one run of every loss and batch size for each.
+        held_out: share of the training samples to validate with.
+        precision: of the network.
+        augmented: whether training images are shifted and mirrored.
+    """
 
     batch_sizes: tuple[str, ...]
-    seeds: tuple[int, ...]
-    epochs: int
-    lr: float
+    epochs: tuple[int, ...]
+    lr: tuple[float, ...]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    held_out: float = 0.0
+    precision: str = "float32"
+    augmented: bool = False
 
 
-_PAPER = Protocol(("128", "256", "512", "1024", "2048", "4096", "8192"), (0, 42, 1337, 2025, 31415), 600, 1e-4)
-_SMALL = Protocol(("32", "128", FULL), (0, 1, 2, 3, 4), 60, 1e-3)
+_PAPER = Protocol(
+    ("128", "256", "512", "1024", "2048", "4096", "8192"), (600,), (1e-4,), (0, 42, 1337, 2025, 31415), augmented=True
+)
+_SMALL = Protocol(("32", "128", FULL), (60,), (1e-3,))
+_STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_TUNED = Protocol(("128", "1024", "8192"), (10, 20, 40), _STEPS, held_out=1 / 6)
+_TABLE = dataclasses.replace(_TUNED, batch_sizes=("128", "1024", FULL), epochs=(20, 40, 80))
 
-PROTOCOLS = {"digits": _SMALL, "cifar10": _PAPER, "mnist": _PAPER, "fashion-mnist": _PAPER, "adult": _SMALL}
-
-
-def summarise(records: Sequence[Record]) -> list[Record]:
-    """Return one row for each batch size and method, in the order of the records.
-
-    A row holds `batch_size`, `method`, and in percent `mean` and `sd` (of the maximum test accuracy over the seeds),
-    `last` (mean accuracy after the last epoch), `difference` (mean difference of the maximum to the baseline's at the
-    same seed, in percentage points) and `p` (paired t-test). What is not defined is NaN: sd and p for one seed, p when
-    the difference is the same for every seed, difference and p without a baseline.
-    """
-    best: dict[tuple[int, str], dict[int, float]] = {}
-    last: dict[tuple[int, str], list[float]] = {}
-    for record in records:
-        cell = record["batch_size"], record["method"]
-        best.setdefault(cell, {})[record["seed"]] = 100 * max(record["test_accuracy"])
-        last.setdefault(cell, []).append(100 * record["test_accuracy"][-1])
-    rows = []
-    for (batch_size, method), by_seed in best.items():
-        scores = np.array(list(by_seed.values()))
-        baseline = best.get((batch_size, BASELINE), {})
-        seeds = sorted(by_seed.keys() & baseline.keys()) if method != BASELINE else []
-        ours, theirs = (np.array([cell[seed] for seed in seeds]) for cell in (by_seed, baseline))
-        differs = len(seeds) > 1 and np.ptp(ours - theirs) > 1e-9
-        rows.append(
-            {
-                "batch_size": batch_size,
-                "method": method,
-                "mean": scores.mean(),
-                "sd": scores.std(ddof=1) if len(scores) > 1 else np.nan,
-                "last": np.mean(last[batch_size, method]),
-                "difference": (ours - theirs).mean() if seeds else np.nan,
-                "p": ttest_rel(ours, theirs).pvalue if differs else np.nan,
-            }
-        )
-    return rows
-
-
-def format_table(rows: Sequence[Record]) -> str:
-    """Return the rows of `summarise` as a Markdown table that is also aligned for reading as plain text."""
-    header = ("batch", "loss", "max. test accuracy, %", "to cross-entropy, points", "p", "last epoch, %")
-    cells = []
-    for row in rows:
-        accuracy = f"{row['mean']:.2f}" + ("" if np.isnan(row["sd"]) else f" ± {row['sd']:.2f}")
-        difference = "-" if np.isnan(row["difference"]) else f"{row['difference']:+.2f}"
-        p = "-" if np.isnan(row["p"]) else f"{row['p']:.3f}" if row["p"] >= 0.001 else "<.001"
-        label = METHODS[row["method"]].label
-        cells.append((str(row["batch_size"]), label, accuracy, difference, p, f"{row['last']:.2f}"))
-    return markdown(header, cells, words=1)
+PROTOCOLS = {
+    "digits": {"small": _SMALL},
+    "cifar10": {"published": _PAPER},
+    "mnist": {"published": _PAPER},
+    "fashion-mnist": {
+        "mlp": _TUNED,
+        "small": dataclasses.replace(_TUNED, epochs=(6, 12, 24)),
+        "published": _PAPER,
+    },
+    "rare-shirts": {"mlp": dataclasses.replace(_TUNED, epochs=(5, 10, 20))},
+    "adult": {"mlp": _SMALL},
+    "letter": {"mlp": _TABLE},
+    "magic": {"mlp": _TABLE},
+    "penbased": {"mlp": _TABLE},
+    "flights": {"mlp": dataclasses.replace(_TUNED, epochs=(3, 6, 12))},
+    "long-delays": {"mlp": dataclasses.replace(_TUNED, epochs=(3, 6, 12))},
+}
+"""By data set and network, the default first; other networks have the settings of the default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment from the command line and return the exit status."""
     args = _parse(arguments)
-    protocol = PROTOCOLS[args.data]
+    protocols = PROTOCOLS[args.data]
+    model = args.model or next(iter(protocols))
+    protocol = protocols.get(model, next(iter(protocols.values())))
     if args.quick:
-        protocol = dataclasses.replace(protocol, seeds=protocol.seeds[:1], epochs=2)
+        protocol = dataclasses.replace(protocol, seeds=protocol.seeds[:1], epochs=(2,), lr=protocol.lr[:1])
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(protocol)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if args.batch_sizes and not args.epochs:
+        given["epochs"] = tuple(_epochs_at(protocol, size) for size in args.batch_sizes)
     protocol = dataclasses.replace(protocol, **{name: value for name, value in given.items() if value is not None})
-    folder = f"generalization-{args.data}" + ("-quick" if args.quick else "")
-    out: Path = args.out or Path(__file__).parents[1] / "results" / folder
-    results_path = out / "results.jsonl"
+    folder = f"generalization-{args.data}" + f"-{model}" * (model != next(iter(protocols))) + "-quick" * args.quick
+    out: Path = args.out or RESULTS / folder
     try:
-        runs = _grid(args.data, len(load(args.data, args.root).train_y), args.losses, protocol)
-        if args.fresh:
-            results_path.unlink(missing_ok=True)
-        results = ResultsFile(results_path, _check)
+        for name in args.losses:
+            method(name)
+        runs = grid(args.data, model, _training_samples(args, protocol), args.losses, protocol)
+        records = trained(runs, out, args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    threads = max(1, (os.cpu_count() or 1) // args.workers)
-    try:
-        train_missing(runs, results, root=args.root, device=args.device, workers=args.workers, threads=threads)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the finished runs are in {results_path} and the same command goes on from there")
+        print(f"\ninterrupted; the finished runs are in {out} and the same command goes on from there")
         return 130
-    by_run = {Run.of(record): record for record in results.records}
-    _report([by_run[run] for run in runs], protocol, args.data, out)
+    _report(records, out)
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = described_parser("python -m bench.training", __doc__)
+def parser_of(program: str, documentation: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that every command has that trains."""
+    parser = described_parser(program, documentation)
     cuda = torch.cuda.is_available()
     add = parser.add_argument
-    add("--data", choices=DATASETS, default="digits", help="data set (default: digits)")
-    add("--root", type=Path, metavar="DIR", help="folder with the data set's files; digits needs none")
-    add("--losses", nargs="+", choices=METHODS, default=list(METHODS), metavar="LOSS", help=f"of {', '.join(METHODS)}")
-    add("--batch-sizes", nargs="+", type=_batch_size, metavar="N", help='numbers or "full", the whole training set')
+    add("--root", type=Path, metavar="DIR", help="folder with the data set's files, where no package holds them")
+    add("--model", choices=MODELS, help="network (default: the one of the data set's protocol)")
     add("--seeds", nargs="+", type=int, metavar="SEED", help="one run of every loss and batch size for each")
-    add("--epochs", type=_positive(int), help="passes over the training set")
-    add("--lr", type=_positive(float), help="step size of Adam")
-    add("--out", type=Path, metavar="DIR", help="results folder (default: bench/results/generalization-DATA)")
+    add("--lr", nargs="+", type=_positive(float), help="step sizes of Adam to choose from")
+    add("--held-out", type=_share, metavar="SHARE", help="of the training samples, for validation")
+    add("--precision", choices=("float32", "bfloat16"), help="of the network (default: float32)")
+    add("--augmented", action=argparse.BooleanOptionalAction, help="shift and mirror training images (the paper does)")
+    add("--compile", action="store_true", help="compile network and loss with torch.compile")
+    add("--out", type=Path, metavar="DIR", help="results folder (default: below bench/results)")
     add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"), help="default: cuda, else cpu")
     add("--workers", type=_positive(int), help="runs trained side by side (default: one per core, one on a GPU)")
-    add("--quick", action="store_true", help="one seed and two epochs, unless given otherwise")
     add("--fresh", action="store_true", help="discard earlier results instead of resuming")
-    args = parser.parse_args(arguments)
-    if args.workers is None:
-        args.workers = os.cpu_count() or 1 if args.device.type == "cpu" else 1
-    return args
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of("python -m bench.training", __doc__)
+    add = parser.add_argument
+    add("--data", choices=DATASETS, default="digits", help="data set (default: digits)")
+    add(
+        "--losses",
+        nargs="+",
+        default=list(METHODS),
+        metavar="LOSS",
+        help=f"of {', '.join(METHODS)}, fitzpatrick, and hypersimplex or fenchel-young with settings, as in "
+        "hypersimplex@k=0.5,tau=3 (k: targets, 1/C, or a share; tau: learned, suggested, or a number)",
+    )
+    add("--batch-sizes", nargs="+", type=_batch_size, metavar="N", help='numbers or "full", the whole training set')
+    add("--epochs", nargs="+", type=_positive(int), help="passes over the training set, for each batch size or for all")
+    add("--quick", action="store_true", help="one seed, one step size and two epochs, unless given otherwise")
+    return parser.parse_args(arguments)
 
 
 def _batch_size(text: str) -> str:
     if text != FULL:
         _positive(int)(text)
     return text
+
+
+def _epochs_at(protocol: Protocol, size: str) -> int:
+    """Return the epochs of the largest batch size of the protocol that is not above this one, or of the smallest."""
+    sizes = [float("inf") if known == FULL else int(known) for known in protocol.batch_sizes]
+    below = sum(known <= (float("inf") if size == FULL else int(size)) for known in sizes)
+    return protocol.epochs[min(max(below - 1, 0), len(protocol.epochs) - 1)]
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1), got {text!r}")
+    return value
 
 
 def _positive(number: type[int] | type[float]) -> Callable[[str], float]:
@@ -175,43 +201,81 @@ def _positive(number: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
-def _grid(data: str, samples: int, methods: Sequence[str], protocol: Protocol) -> list[Run]:
-    """Return the runs, seed by seed, so that an interrupted grid holds complete comparisons."""
-    sizes = sorted({samples if size == FULL else int(size) for size in protocol.batch_sizes})
-    if sizes[-1] > samples:
-        raise ValueError(f"batch sizes: expected at most the {samples} training samples of {data}, got {sizes[-1]}")
+def _training_samples(args: argparse.Namespace, protocol: Protocol) -> int:
+    return len(load(args.data, args.root).held_out(protocol.held_out, 0).train_y)
+
+
+def grid(data: str, model: str, samples: int, methods: Sequence[str], protocol: Protocol) -> list[Run]:
+    """Return the runs, seed by seed, so that an interrupted grid holds complete comparisons; with every step size.
+
+    Args:
+        data: name of the data set.
+        model: name of the network.
+        samples: to train with.
+        methods: names of the losses.
+        protocol: the settings.
+
+    Raises:
+        ValueError: a batch is larger than the training set, or there are not as many numbers of epochs as batch sizes.
+    """
+    given = protocol.batch_sizes
+    if len(protocol.epochs) not in (1, len(given)):
+        raise ValueError(f"epochs: expected one number or {len(given)}, one for each batch size; got {protocol.epochs}")
+    if len(protocol.lr) > 1 and not protocol.held_out:
+        raise ValueError("held out: expected a share above 0 to choose a step size with, got 0")
+    epochs = protocol.epochs * (len(given) if len(protocol.epochs) == 1 else 1)
+    sizes = dict(sorted((samples if size == FULL else int(size), e) for size, e in zip(given, epochs, strict=True)))
+    largest = max(sizes)
+    if largest > samples:
+        raise ValueError(f"batch sizes: expected at most the {samples} training samples of {data}, got {largest}")
     return [
-        Run(data, method, size, seed, protocol.epochs, protocol.lr)
+        Run(data, model, name, size, seed, sizes[size], lr, protocol.held_out, protocol.precision, protocol.augmented)
         for seed in dict.fromkeys(protocol.seeds)
         for size in sizes
-        for method in dict.fromkeys(methods)
+        for name in dict.fromkeys(methods)
+        for lr in sorted(set(protocol.lr))
     ]
 
 
-def _check(record: Record) -> None:
-    """Raise KeyError, TypeError, ValueError or AttributeError unless this is a record of a run."""
-    hash(Run.of(record))
-    for curve in ("test_accuracy", "train_loss"):
-        if not [float(value) for value in record[curve]]:
-            raise ValueError(f"{curve} is empty")
-    for name in ("train_samples", "test_samples"):
-        record[name]
+def trained(runs: Sequence[Run], out: Path, args: argparse.Namespace) -> list[Record]:
+    """Train what is missing, at the first seed with every step size, then with the best; return the latter's records.
+
+    Args:
+        runs: as `grid` returns them.
+        out: the results folder.
+        args: of a parser that `parser_of` made.
+
+    Raises:
+        KeyboardInterrupt: the user interrupted; finished runs are in the folder.
+        MalformedResultsError: a line in the folder is not a record.
+    """
+    path = out / "results.jsonl"
+    if args.fresh:
+        path.unlink(missing_ok=True)
+    results = ResultsFile(path, check)
+    workers = args.workers or (os.cpu_count() or 1 if args.device.type == "cpu" else 1)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+
+    def train(some: Sequence[Run]) -> list[Record]:
+        options = {"workers": workers, "threads": threads, "compiled": args.compile}
+        train_missing(some, results, root=args.root, device=args.device, **options)
+        by_run = {Run.of(record): record for record in results.records}
+        return [by_run[run] for run in some]
+
+    steps = best_steps(train([run for run in runs if run.seed == runs[0].seed]))
+    return train([run for run in runs if run.lr == steps[cell_of(dataclasses.asdict(run))]])
 
 
-def _report(records: Sequence[Record], protocol: Protocol, data: str, out: Path) -> None:
-    rows = summarise(records)
-    first = records[0]
-    seeds = len({record["seed"] for record in records})
-    title = (
-        f"{data}: {first['train_samples']} training and {first['test_samples']} test samples, "
-        f"{seeds} seed{'s' * (seeds > 1)}, {protocol.epochs} epochs, Adam with step {protocol.lr:g}"
-    )
+def _report(records: Sequence[Record], out: Path) -> None:
+    scores = scores_of(records)
+    rows = compare(scores)
+    title = title_of(scores, measure_of(scores))
     table = f"{title}\n\n{format_table(rows)}\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(table, encoding="utf-8")
     plots.accuracy(rows, title, out / "accuracy.png")
     plots.curves(records, title, out / "curves.png")
-    print(f"\n{table}\nMean ± standard deviation over the seeds; p of the paired t-test against cross-entropy.")
+    print(f"\n{table}\n{_LEGEND}")
     print(f"Results: {out}/ results.jsonl, table.md, accuracy.png, curves.png")
 
 

@@ -15,14 +15,22 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from bench.results import Record, ResultsFile
-from bench.training.data import Dataset, load
+from bench.training.data import load
+from bench.training.dataset import Dataset
 from bench.training.training import Run, train
 
 _POLL_SECONDS = 0.2
 
 
 def train_missing(
-    runs: Sequence[Run], results: ResultsFile, *, root: Path | None, device: torch.device, workers: int, threads: int
+    runs: Sequence[Run],
+    results: ResultsFile,
+    *,
+    root: Path | None,
+    device: torch.device,
+    workers: int,
+    threads: int,
+    compiled: bool = False,
 ) -> None:
     """Train every run that `results` does not hold yet and append its record.
 
@@ -33,6 +41,7 @@ def train_missing(
         device: where to train.
         workers: number of processes that train side by side.
         threads: CPU threads for each of them.
+        compiled: compile network and loss.
 
     Raises:
         KeyboardInterrupt: the user interrupted; finished runs are in `results`.
@@ -50,7 +59,7 @@ def train_missing(
         ) as bar,
         ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker, (epochs, stop, threads)) as pool,
     ):
-        pending: set[Future[Record]] = {pool.submit(_train, run, root, device) for run in missing}
+        pending: set[Future[Record]] = {pool.submit(_train, run, root, device, compiled) for run in missing}
         try:
             while pending:
                 finished, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -90,5 +99,5 @@ def _load(name: str, root: Path | None, seed: int) -> Dataset:
     return load(name, root, seed)
 
 
-def _train(run: Run, root: Path | None, device: torch.device) -> Record:
-    return train(run, _load(run.data, root, run.seed), device, _after_epoch)
+def _train(run: Run, root: Path | None, device: torch.device, compiled: bool) -> Record:
+    return train(run, _load(run.data, root, run.seed), device, _after_epoch, compiled=compiled)

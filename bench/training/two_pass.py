@@ -23,8 +23,8 @@ from bench.arguments import described_parser
 from bench.results import Record
 from bench.speed.measure import peak_memory
 from bench.style import markdown
-from bench.training.data import Dataset
-from bench.training.training import network
+from bench.training.dataset import Dataset
+from bench.training.networks import published
 from hypersimplex_ext.batch import two_pass_backward
 from hypersimplex_ext.nn import HyperSimplexLoss
 
@@ -63,7 +63,7 @@ def measure(samples: int, size: int, device: torch.device) -> dict[str, Record]:
     """
     torch.manual_seed(0)
     x, y = torch.randn(samples, 3, 16, 16, device=device), torch.randint(_CLASSES, (samples,), device=device)
-    model = network(Dataset(x[:1], y[:1], x[:1], y[:1], _CLASSES)).to(device).eval()
+    model = published(Dataset(x[:1], y[:1], x[:1], y[:1], _CLASSES)).to(device).eval()
     loss = HyperSimplexLoss(_CLASSES).to(device)
     records: dict[str, Record] = {}
     expected = torch.zeros(())
