@@ -2,6 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +102,35 @@ def test_interruption_keeps_finished_runs_and_stops_the_workers(tmp_path):
     with pytest.raises(KeyboardInterrupt):  # a worker that went on would take an hour
         train_missing(runs, Interrupted(tmp_path / "r.jsonl"), root=None, device=CPU, workers=2, threads=1)
     assert [Run.of(record) for record in ResultsFile(tmp_path / "r.jsonl").records] == runs[:1]
+
+
+def test_workers_end_with_a_command_that_is_killed(tmp_path):
+    command = [sys.executable, "-m", "bench.training", "--epochs", "10000", "--workers", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+    workers = []
+    while not workers:
+        assert process.poll() is None
+        time.sleep(0.1)
+        workers = [int(pid) for pid in children_of(process.pid) if "spawn_main" in command_of(pid)]
+    process.kill()
+    process.wait()
+    for _ in range(600):
+        if not any("spawn_main" in command_of(pid) for pid in workers):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a worker outlived the command by a minute")
+
+
+def children_of(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
