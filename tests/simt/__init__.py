@@ -141,6 +141,12 @@ class Device:
         """Blocks per cluster of each launch since the last call."""
         return [int(line) for line in self._library.simt_take_clusters().decode().splitlines()]
 
+    def take_counts(self) -> dict[str, int]:
+        """What kernels did since the last call: loads through the read-only cache, by threads, and barriers."""
+        counts = (ctypes.c_uint64 * 4)()
+        self._library.simt_take_counts(counts)
+        return dict(zip(("packs", "entries", "block_barriers", "cluster_barriers"), map(int, counts), strict=True))
+
     def take_streams(self) -> list[int]:
         """The streams that launches, memsets and copies were put on since the last call."""
         return [int(line) for line in self._library.simt_take_streams().decode().splitlines()]

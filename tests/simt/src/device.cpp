@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -267,6 +268,11 @@ SIMT_EXPORT const char* simt_take_clusters() {
   for (unsigned blocks : clusters) taken += std::to_string(blocks) + "\n";
   clusters.clear();
   return taken.c_str();
+}
+// What the kernels did since the last call: loads of 16 bytes, smaller ones, barriers of blocks and of clusters.
+SIMT_EXPORT void simt_take_counts(uint64_t* four) {
+  std::memcpy(four, &simt::counted, sizeof simt::counted);
+  simt::counted = {};
 }
 // The streams that launches, memsets and copies were put on since the last call, one number per line; likewise.
 SIMT_EXPORT const char* simt_take_streams() {

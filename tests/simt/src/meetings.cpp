@@ -112,12 +112,15 @@ void meet(const char* operation, uint32_t mask, Combine combine, Site site) {
 }
 
 int block_barrier(const char* operation, bool predicate, Site site) {
-  return wait_for_all(current->block->barrier, operation, predicate, site);
+  Barrier& barrier = current->block->barrier;
+  counted.block_barriers += barrier.arrived + 1 == barrier.expected;
+  return wait_for_all(barrier, operation, predicate, site);
 }
 
 void cluster_arrive(Site site) {
   Barrier& barrier = current->block->cluster->barrier;
   current->cluster_ticket = barrier.meetings;
+  counted.cluster_barriers += barrier.arrived + 1 == barrier.expected;
   arrive(barrier, "cluster barrier", false, site);
 }
 

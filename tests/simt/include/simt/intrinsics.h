@@ -129,6 +129,8 @@ SIMT_INTRINSIC T atomic(T* address, Update update) {
   return old;
 }
 
+SIMT_INTRINSIC void count_load(size_t bytes) { ++(bytes == 16 ? counted.packs : counted.entries); }
+
 // A parameter that takes any argument convertible to the type deduced elsewhere, as CUDA's overloads do.
 template <class T>
 using Convertible = typename std::common_type<T>::type;
@@ -263,6 +265,7 @@ SIMT_INTRINSIC void __nanosleep(unsigned) { simt::yield(); }
 #define SIMT_LOAD(name)             \
   template <class T>                \
   inline T name(const T* address) { \
+    simt::count_load(sizeof(T));    \
     return *address;                \
   }
 SIMT_LOAD(__ldg)

@@ -53,6 +53,13 @@ struct Warp {
   uint64_t met_pair[kWarpSize][kWarpSize];
 };
 
+// What all launches did since somebody last asked: cached loads by size, 16 bytes and fewer, and meetings, once each
+// for all who come.
+struct Counted {
+  uint64_t packs, entries, block_barriers, cluster_barriers;
+};
+inline Counted counted{};
+
 inline Thread* current = nullptr;  // the running thread; null on the host
 
 // Ends the launch: cudaLaunchKernelEx throws std::runtime_error naming the kernel, the thread and its block.
