@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.budget import budget
 from bench.budget.workload import DEVICES, Prediction, predictions
 
-KERNELS = {"project_short": "", "project_team": "", "loss_team": ", forward", "loss_gradient": ", backward"}
+KERNELS = {"project_short": "", "project_team": "", "loss_team": ", forward", "loss_gradient_wide": ", backward"}
 
 
 def lines(counted: budget.Budget) -> Iterator[str]:

@@ -121,19 +121,22 @@ HYPERSIMPLEX_HOST_DEVICE T active_ceiling(Pair t, double tau) {
 // The threshold at which entries that are normal with this mean and standard deviation have y = q on average.
 // E clip((x - t) / tau, 0, 1) = P(x - tau U > t) with U uniform on (0, 1); x - tau U is taken as normal but for its
 // kurtosis (Cornish and Fisher). z is the standard normal quantile of 1 - q.
-HYPERSIMPLEX_HOST_DEVICE double moment_guess(double mean, double variance, double tau, double z) {
-  double uniform = tau * tau / 12, total = variance + uniform;
-  double flatness = uniform / total;
-  double excess = -1.2 * flatness * flatness;
-  return mean - 0.5 * tau + sqrt(total) * (z + (z * z * z - 3 * z) * (excess / 24));
+template <class F>
+HYPERSIMPLEX_HOST_DEVICE F moment_guess(F mean, F variance, F tau, F z) {
+  F uniform = tau * tau / F(12), total = variance + uniform;
+  F flatness = uniform / total;
+  F excess = F(-1.2) * flatness * flatness;
+  return mean - F(0.5) * tau + F(sqrt(total)) * (z + (z * z * z - 3 * z) * (excess / F(24)));
 }
 
 // Standard normal quantile to about 5e-4 (Abramowitz and Stegun 26.2.23); q in (0, 1).
-HYPERSIMPLEX_HOST_DEVICE double normal_quantile(double q) {
-  double tail = q < 0.5 ? q : 1 - q;
-  double u = sqrt(-2 * log(tail));
-  double z = u - (2.515517 + u * (0.802853 + u * 0.010328)) / (1 + u * (1.432788 + u * (0.189269 + u * 0.001308)));
-  return q < 0.5 ? -z : z;
+template <class F>
+HYPERSIMPLEX_HOST_DEVICE F normal_quantile(F q) {
+  F tail = q < F(0.5) ? q : 1 - q;
+  F u = F(sqrt(-2 * F(log(tail))));
+  F z = u - (F(2.515517) + u * (F(0.802853) + u * F(0.010328))) /
+                (1 + u * (F(1.432788) + u * (F(0.189269) + u * F(0.001308))));
+  return q < F(0.5) ? -z : z;
 }
 
 // ---- the search ----
@@ -177,20 +180,23 @@ struct Search {
   // `count` finite entries lie between min and max, `infinite` are +inf; infinite < k < infinite + count. No entry's y
   // exceeds the greatest one's, and none falls below the least one's: that bounds t before any sweep. z is the standard
   // normal quantile of 1 - q, q the share of the finite entries' total that they are to have, (k - infinite) / count.
+  template <class Guess>
   HYPERSIMPLEX_HOST_DEVICE void start(double k_, double tau_, double count, double infinite, T min, T max, double mean,
-                                      double variance, double z) {
+                                      double variance, Guess z) {
     set(k_, tau_, {double(min), -tau_}, {double(max), 0.0});
     f_lo = (count + infinite - k) * (tau * unit());
     f_hi = (infinite - k) * (tau * unit());
     double share = tau * ((k - infinite) / count);
     Pair least = renormalised<T>(double(min), -share), most = renormalised<T>(double(max), -share);
-    t = renormalised<T>(moment_guess(mean, variance, tau, z), 0.0);
+    t = renormalised<T>(moment_guess(Guess(mean), Guess(variance), Guess(tau), z), 0.0);
     if (!(difference(t, least) > 0)) t = least;  // also where the moments overflowed
     if (difference(t, most) > 0) t = most;
   }
 
   // The same, unless the search is over before it begins: special rows (State in hypersimplex.h). Of n entries, `count`
   // are finite, `infinite` are +inf and `nan` are no numbers.
+  // Guess: in what the first guess is computed, float where that takes less time.
+  template <class Guess = double>
   HYPERSIMPLEX_HOST_DEVICE void begin(double k_, double tau_, double n, double count, double infinite, double nan,
                                       T min, T max, double mean, double variance) {
     status = SearchStatus::kFound;
@@ -201,7 +207,8 @@ struct Search {
     } else if (k_ >= infinite + count) {
       t = {-HUGE_VAL, 0};
     } else {
-      start(k_, tau_, count, infinite, min, max, mean, variance, normal_quantile(1 - (k_ - infinite) / count));
+      start(k_, tau_, count, infinite, min, max, mean, variance,
+            Guess(normal_quantile(Guess(1 - (k_ - infinite) / count))));
     }
   }
 
@@ -279,6 +286,14 @@ struct Search {
     }
     if (active == 0 && wide() && jumps-- > 0) flat = f > 0 ? 1 : -1;
     aim(bad < kSecantPatience && patient);
+  }
+
+  // Whether t, where a sweep counted g and h, is the closed form of these very counts: then it is the root, and what
+  // else the sweep would sum up is not needed. Otherwise step() has to follow.
+  HYPERSIMPLEX_HOST_DEVICE bool confirmed(double g, double h) {
+    if (!(g == last_g && h == last_h)) return false;
+    status = h == k ? SearchStatus::kGapBelow : g == k ? SearchStatus::kGapAbove : SearchStatus::kFound;
+    return true;
   }
 
   // A step of a search that ends whatever comes: where it does not settle, bisection alone goes on, which takes as many

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import predict
 from bench.budget import budget, kernels, workload
 from bench.budget.kernels import Counts, Stretch
 from bench.budget.kernels import Path as Way
@@ -234,3 +235,10 @@ def test_a_prediction_by_hand(monkeypatch):
     assert prediction.blocks == min(
         65536 // (64 * plan.threads), h100.shared // (plan.shared_bytes + 1024), 64 // warps
     )
+
+
+def test_the_table_in_the_readme():
+    """Printed anew it is the same, and each of its lines says what it is."""
+    printed = list(predict.lines(budget.load()))
+    assert all(line.startswith("| predicted:") for line in printed[2:])
+    assert "\n".join(printed) in (Path(__file__).parents[1] / "README.md").read_text()

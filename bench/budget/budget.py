@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.budget.kernels import COUNTED, TYPES, Counts, Stretch, report
+from bench.budget.kernels import COUNTED, TYPES, Counts, Stretch, report, symbol_part
 
 FILE = Path(__file__).with_name("budget.json")
 RISE = 1.05  # of instructions and registers, beyond which the check fails
@@ -53,7 +53,7 @@ def usage(printed: str) -> dict[tuple[str, str], int]:
         for symbol, used in re.findall(r"Function (\w+):\s+REG:(\d+)", part):
             for kernel in dict.fromkeys(what.kernel for what in COUNTED):
                 for name, (mangled, _) in TYPES.items():
-                    if f"{len(kernel)}{kernel}I{mangled}E" in symbol:
+                    if symbol_part(kernel, mangled) in symbol:
                         registers[part.split()[0], f"{kernel}<{name}>"] = int(used)
     return registers
 

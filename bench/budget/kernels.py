@@ -16,7 +16,10 @@ _LANE_BITS = 5
 _LOCAL = "LDL|STL"
 _BARRIERS = r"BAR\.(SYNC|RED)|UCGABAR_ARV"
 
+_RECALL_WIDE = r"LDS\.(64|128)"
+_STEP = (r"MUFU\.RCP64H", 2)  # Newton's divisions; a secant has more
 _TURN = (_BARRIERS, "FFMA|DFMA")
+_SOLVE = (_BARRIERS, "FMNMX")
 
 
 class Stretch(NamedTuple):
@@ -24,7 +27,7 @@ class Stretch(NamedTuple):
 
     Attributes:
         kernel, name: what it is part of, and what it is called.
-        each: what there is one of for every 16 bytes of entries.
+        each: what there is one of for every 16 bytes of entries or, where `entries` is given, for so many of them.
         has, lacks: further instructions that are there, and that are not.
     """
 
@@ -33,6 +36,7 @@ class Stretch(NamedTuple):
     each: str
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    entries: float = 0
 
 
 class Path(NamedTuple):
@@ -55,8 +59,10 @@ class Counts(NamedTuple):
 
 
 COUNTED: tuple[Stretch | Path, ...] = (
-    Path("project_short", "row", rf"{_LOAD}|{_STORE}|FFMA|MUFU\.RSQ", rare=(r"SHFL\.BFLY", 4)),
-    Path("project_short", "sweep", "FFMA", ("VOTE", "FFMA"), (r"MUFU\.RCP64H|SHFL\.BFLY", 4)),
+    # The least and the greatest are taken of 32 entries a lane, once, and over the lanes.
+    Path("project_short", "row", rf"{_LOAD}|{_STORE}|MUFU\.RSQ|FFMA", rare=("FMNMX", 2 * 32 + 2 * 5)),
+    Path("project_short", "sweep", "FFMA", ("VOTE", "FFMA"), _STEP),
+    Path("project_short", "sweep after counts alone", "FFMA", ("VOTE", "FFMA"), ("FSETP", 2 * 64)),  # two an entry
     Stretch("project_team", "first pass", _LOAD, (_KEEP,), (_STORE,)),
     Stretch("project_team", "sweep", _RECALL, (_ARITHMETIC,), (_STORE, _KEEP)),
     Stretch("project_team", "last pass", _STORE, (_RECALL,)),
@@ -65,10 +71,24 @@ COUNTED: tuple[Stretch | Path, ...] = (
     Stretch("project_team", "last pass, read again", _STORE, (_LOAD,)),
     Path("project_team", "turn of the first warp", rf"{_BARRIERS}|SHFL", _TURN),
     Path("project_team", "turn of another warp", _BARRIERS, _TURN, ("SHFL", 6)),
+    # Of four classes a thread; each access holds an entry of all of them, and the kernels have loops of 8 bytes too.
+    Stretch("loss_team", "first pass", "FMNMX", (r"LDG\.E",), (), 0.5),
+    Stretch("loss_team", "sweep", _RECALL_WIDE, (_ARITHMETIC,), ("STS", "LDG"), 4),
+    Stretch("loss_team", "loss", _RECALL_WIDE, (_ARITHMETIC, r"LDG\.E\.64"), ("STS", "DMUL"), 4),
+    Path("loss_team", "turn of the first warp", rf"{_BARRIERS}|SHFL", _SOLVE),
+    Path("loss_team", "turn of another warp", _BARRIERS, _SOLVE, ("SHFL", 30)),
+    Stretch("loss_gradient_wide", "gradient", r"STG\.E\.(64|128)", (_ARITHMETIC,), ("LDS",), 4),
 )
 
 
-SINGLE = ("project_short",)  # its marks are arithmetic in float32
+SINGLE = ("project_short", "loss_team", "loss_gradient_wide")  # told by arithmetic in float32
+TOLD = "sm_90"  # where all has to be found; elsewhere what can be told is reported
+FLAGS = {"loss_team": "Lb1E"}  # the other arguments of a kernel's template
+
+
+def symbol_part(kernel: str, mangled: str) -> str:
+    """What stands in the symbol of a kernel for a type."""
+    return f"{len(kernel)}{kernel}I{mangled}{FLAGS.get(kernel, '')}E"
 
 
 class Report(NamedTuple):
@@ -91,8 +111,9 @@ def _count(code: Code, what: Stretch | Path, bytes_per_entry: int) -> Counts | N
         loop = max(loops, key=lambda each: (code.count(each, what.each), -len(each.members)))
         accesses = code.count(loop, what.each)
         taken = code.path(f"{what.each}|{_LOAD}|{_RECALL}|{_ARITHMETIC}", loop)
-        per_entry = len(taken) / (accesses * 16 / bytes_per_entry)
-        at_once = max(code.at_once(loop, _LOAD), code.at_once(loop, _RECALL))
+        per_entry = len(taken) / (accesses * (what.entries or 16 / bytes_per_entry))
+        load = rf"{_LOAD}|{_RECALL}" if not what.entries else rf"{_LOAD}|LDG\.E\.64|{_RECALL_WIDE}"
+        at_once = code.at_once(loop, load)
         return Counts(round(per_entry, 2), at_once, code.count(loop, _LOCAL), 0)
     inside = None
     if what.inside:
@@ -121,13 +142,13 @@ def report(listing: str, counted: Iterable[Stretch | Path] = COUNTED) -> Report:
     for code in functions(listing):
         for name, (mangled, size) in TYPES.items():
             for what in wanted:
-                if f"{len(what.kernel)}{what.kernel}I{mangled}E" not in code.symbol:
+                if symbol_part(what.kernel, mangled) not in code.symbol:
                     continue
-                if isinstance(what, Path) and what.kernel in SINGLE and name == "double":
+                if what.kernel in SINGLE and name == "double":
                     continue
                 found = _count(code, what, size)
-                if found is None:
+                if found is None and code.architecture == TOLD:
                     missing.append(f"{what.kernel}<{name}>, {code.architecture}: {what.name}")
-                else:
+                elif found:
                     counts[code.architecture, f"{what.kernel}<{name}>", what.name] = found
     return Report(counts, missing)

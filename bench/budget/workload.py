@@ -23,7 +23,8 @@ from bench.speed.cases import DTYPES, GPU, INPUTS, Case
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"float32": "float", "bfloat16": "bfloat16"}
-_SAMPLED = 1 << 20  # entries of a case of which sweeps are counted
+_SAMPLED = 1 << 18  # entries of a case of which sweeps are counted
+_WIDE_THREADS = 512  # as in csrc/cuda/tuning.h
 _STATE_BYTES = {"projection": 400, "loss": 416}  # at least what solver.cuh and loss_sums.cuh keep per vector
 
 
@@ -166,7 +167,7 @@ def predictions(
     for case in GPU:
         if case.operation == "projection":
             yield _projection(case, counts, registers, device)
-        elif case.operation == "loss" and any(key[1].startswith("loss_team") for key in counts):
+        elif case.operation == "loss" and case.vectors % 4 == 0 and case.vectors >= 32:  # wide.cuh
             yield from _loss(case, counts, registers, device)
 
 
@@ -183,7 +184,9 @@ def _projection(
     cost = _Costs(counts, kernel, case.dtype)
     sweeps = sweeps_of(case, plan.columns)
     if short:
-        instructions = plan.tiles * (cost["row"] + sweeps * cost["sweep"])
+        # From the third sweep on counts alone are taken first, and at last they suffice.
+        counting = max(sweeps - 2, 0) * (cost["sweep after counts alone"] - cost["sweep"])
+        instructions = plan.tiles * (cost["row"] + max(sweeps - 1, 1) * cost["sweep"] + counting)
         moved = 2 * read
     else:
         again = "" if plan.resident else ", read again"
@@ -203,12 +206,13 @@ def _loss(
     entries, read = case.vectors * case.n, float(case.bytes)
     name = NAMES[case.dtype]
     plan, cost = plan_of(case, device), _Costs(counts, "loss_team", case.dtype)
+    plan = plan._replace(threads=min(plan.threads, _WIDE_THREADS))
     sweeps = sweeps_of(case, plan.columns)
     per_entry = cost["first pass"] + sweeps * cost["sweep"] + cost["loss"]
     instructions = entries / 32 * per_entry + plan.tiles * plan.blocks * (sweeps + 2) * cost.turn(plan)
     blocks = _blocks(plan, registers["sm_90", f"loss_team<{name}>"], device)
     yield Prediction(case, "loss_team", device, plan, blocks, sweeps, instructions, read, read)
-    plan, cost = plan_of(case, device, True), _Costs(counts, "loss_gradient", case.dtype)
-    blocks = _blocks(plan, registers["sm_90", f"loss_gradient<{name}>"], device)
+    plan, cost = plan_of(case, device, True), _Costs(counts, "loss_gradient_wide", case.dtype)
+    blocks = _blocks(plan, registers["sm_90", f"loss_gradient_wide<{name}>"], device)
     instructions = entries / 32 * cost["gradient"]
-    yield Prediction(case, "loss_gradient", device, plan, blocks, 0, instructions, 2 * read, 2 * read)
+    yield Prediction(case, "loss_gradient_wide", device, plan, blocks, 0, instructions, 2 * read, 2 * read)

@@ -42,6 +42,12 @@ __device__ __forceinline__ T load_from_cluster(T* own, int) {
 }
 #endif
 
+// Adds to an integer, in shared or in global memory, while others do.
+template <class Integer>
+__device__ __forceinline__ void count_up(Integer* number, Integer by) {
+  atomicAdd(number, by);
+}
+
 // A barrier of all threads of `blocks` blocks, which have to be resident together. `arrivals` is theirs alone and was
 // zero at first, `round` counts their barriers from 1. What a thread wrote before it, all of them see after it.
 // Arrivals are never reset: in round r they grow from (r - 1) * blocks to r * blocks, and nobody arrives in the next

@@ -65,7 +65,7 @@ inline void ask_clusters(int device, const void* kernel, Limits& limits) {
     size.val.clusterDim = {2u << i, 1, 1};
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(2u << i);
-    config.blockDim = dim3(tuning::kMaxThreads);
+    config.blockDim = dim3(unsigned(attributes.maxThreadsPerBlock));
     config.dynamicSmemBytes = size_t(limits.shared_per_block);
     config.attrs = &size;
     config.numAttrs = 1;

@@ -68,6 +68,7 @@ class Layout {
     p.adjacent = adjacent_ && p.lanes > 1;
     p.contiguous = contiguous_;
     p.packs = packs_;
+    p.wide = wide_ ? bytes_ == 8 ? 2 : 4 : 0;
     p.entry_bytes = bytes_;
     p.compute_bytes = bytes_ == 8 ? 8 : 4;
     p.state_bytes = int(state_bytes);
@@ -84,11 +85,15 @@ class Layout {
     int64_t lane = shape_.inner == 1 ? strides.outer : strides.inner;
     contiguous_ = contiguous_ && row && lane == shape_.n2;
     adjacent_ = adjacent_ && lane == 1 && strides.n2 != 1;
+    const int64_t wide = bytes_ == 8 ? 2 : 4;
+    wide_ = wide_ && adjacent_ && shape_.inner % wide == 0 &&
+            reinterpret_cast<uintptr_t>(data) % (wide * bytes_) == 0 && strides.n1 % wide == 0 &&
+            strides.n2 % wide == 0 && (shape_.outer == 1 || strides.outer % wide == 0);
   }
 
   const Shape& shape_;
   const int bytes_;
-  bool packs_ = true, contiguous_ = true, adjacent_ = true;
+  bool packs_ = true, contiguous_ = true, adjacent_ = true, wide_ = true;
 };
 
 template <class... Parameters, class... Arguments>
@@ -114,10 +119,12 @@ void launch(const Plan& plan, void* stream, const char* name, void (*kernel)(Par
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 
+inline void clear(void* memory, size_t bytes, void* stream) {
+  if (bytes) check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
+}
 // Clears the arrivals, which grid_barrier() needs to be zero at first. Returns the workspace.
 inline void* prepare_workspace(const Plan& plan, void* memory, void* stream) {
-  size_t bytes = GridWorkspace::arrival_bytes(plan);
-  if (bytes) check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
+  clear(memory, GridWorkspace::arrival_bytes(plan), stream);
   return memory;
 }
 

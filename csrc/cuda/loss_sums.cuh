@@ -3,6 +3,7 @@
 
 #include "samples.cuh"
 #include "solver.cuh"
+#include "wide_samples.cuh"
 
 namespace hypersimplex {
 namespace cuda {
@@ -10,18 +11,18 @@ namespace cuda {
 // Of a class: what the loss needs beside the threshold.
 template <class T>
 struct LossVectorState : VectorState<T> {
-  double weight;  // of the samples that take part
+  double taking_part;  // number of samples that are not ignored
+  double weight;       // of the samples that take part
   int some_ignored;
   int cancelled;  // whether nothing was left of the summands of the loss
 
-  // From the counts and sums of add_counts().
-  template <class In>
-  __device__ void take_counts(const LossArgs& args, const Samples<In>& samples, const Totals<2, 2>& total) {
-    const double taking_part = total.count(1);
-    weight = samples.weighted() ? total.sum(1) : taking_part;
-    some_ignored = taking_part < this->n;
-    if (!this->index.live) return;
-    this->mass = class_mass(args, this->index.vector, samples.dense() ? total.sum(0) : total.count(0), taking_part);
+  // The sum of the class's targets, the number of samples that take part, and what these weigh.
+  __device__ __attribute__((noinline)) void take_counts(const LossArgs& args, double targets, double number,
+                                                        double weights) {
+    taking_part = number;
+    weight = args.sample_weight ? weights : number;
+    some_ignored = number < this->n;
+    if (this->index.live) this->mass = class_mass(args, this->index.vector, targets, number);
   }
 };
 
@@ -48,20 +49,23 @@ class Counted : public Samples<In> {
   }
 };
 
-// The samples that bear the class's label, those that take part, and the sums of dense targets and of weights.
+// The number of samples that take part, the sums of their dense targets and of their weights.
+template <class In>
+__device__ __forceinline__ void add_dense_counts(const Samples<In>& samples, const Tile<In, false>& tile,
+                                                 Sums<2, 2>& own) {
+  const Compute<In> ignored = samples.ignored_label();
+  tile.pass_beside(Counted<In, true>(samples), [&](int, const auto& beside, int u) {
+    if (beside.rows[u][0] == ignored) return;
+    own.sum[0] += double(beside.rows[u][0]);
+    ++own.count[1];
+    own.sum[1] += beside.s[u];
+  });
+}
+// The same, and where targets are class indices the number of samples that bear the class's label.
 template <class In>
 __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<In>& samples,
                                            const Tile<In, false>& tile, Sums<2, 2>& own) {
-  if (samples.dense()) {
-    const Compute<In> ignored = samples.ignored_label();
-    tile.pass_beside(Counted<In, true>(samples), [&](int, const auto& beside, int u) {
-      if (beside.rows[u][0] == ignored) return;
-      own.sum[0] += double(beside.rows[u][0]);
-      ++own.count[1];
-      own.sum[1] += beside.s[u];
-    });
-    return;
-  }
+  if (samples.dense()) return add_dense_counts(samples, tile, own);
   bool out_of_range = false;
   tile.pass_beside(Counted<In, false>(samples), [&](int, const auto& beside, int u) {
     const int64_t label = beside.labels[u];
@@ -74,52 +78,127 @@ __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<I
   assert(!out_of_range && "class index out of range");
 }
 
-// The sums over one class that loss and gradient come from. r = y - t, s the sample weight, u = (x - threshold) / tau:
+// The sums over a class that loss and gradient come from. r = y - t, s the sample weight, u = (x - threshold) / tau:
 // |A|, sum_A s r (squared) or sum_A s (Fenchel-Young), the sum of s times
 //     squared:        r^2
 //     Fenchel-Young:  r (u - (y + t) / 2)
 // and sum s r, so that  sum s ((z - t)^2 / 2 - (z - y)^2 / 2) = third + lambda fourth.  Where r = 0 nothing is added,
 // be u infinite.
+using LossSums = Sums<2, 3>;
+
+// Of one class, in T.
+template <class T>
+struct ClassLoss {
+  T p, d, rate, floor, ceiling;
+  T mean, loss, balance;
+  unsigned active;
+
+  __device__ __forceinline__ void aim(const Projector<T>& at) {
+    p = at.p;
+    d = at.d;
+    rate = at.rate;
+    floor = at.floor;
+    ceiling = at.ceiling;
+    mean = loss = balance = 0;
+    active = 0;
+  }
+  __device__ __forceinline__ void add(bool fenchel_young, T x, T t, T s) {
+    const T u = ((x - p) - d) * rate, y = clip01(u), r = y - t, sr = s * r;
+    const bool is_active = x > floor && x < ceiling;
+    active += is_active;
+    mean += is_active ? fenchel_young ? s : sr : T(0);
+    if (fenchel_young) {
+      loss += r != 0 ? sr * (u - T(0.5) * (y + t)) : T(0);
+      balance += sr;
+    } else {
+      loss += sr * r;
+    }
+  }
+  __device__ __forceinline__ void flush(LossSums& sums) {
+    sums.count[0] += active;
+    sums.sum[0] += double(mean);
+    sums.sum[1] += double(loss);
+    sums.sum[2] += double(balance);
+    mean = loss = balance = 0;
+    active = 0;
+  }
+};
+
+// In double, and with z = x / tau for u: what T, or a threshold far from all logits, cannot express.
+template <class T>
+__device__ __forceinline__ void add_in_double(const LossVectorState<T>& state, bool fenchel_young, T logit, T target,
+                                              T weight, LossSums& own) {
+  const double x = logit, t = target, s = weight;
+  const bool active = state.projector.active(logit);
+  const double y = state.projector.irregular_y(logit), r = y - t, z = state.projector.by_tau(x);
+  own.count[0] += active;
+  if (active) own.sum[0] += fenchel_young ? s : s * r;
+  if (r != 0) own.sum[1] += s * (fenchel_young ? r * (z - 0.5 * (y + t)) : r * r);
+}
+template <class T>
+__device__ __forceinline__ bool fits(const LossVectorState<T>& state, bool fenchel_young) {
+  return state.projector.regular && !state.cancelled && !(fenchel_young && fabs(state.projector.p) == kInfinity<T>);
+}
+
 template <class In>
 __device__ __forceinline__ void sum_loss(const LabelledSamples<In>& samples, const Tile<In, false>& tile,
-                                         const LossVectorState<Compute<In>>& state, bool fenchel_young,
-                                         Sums<2, 3>& own) {
+                                         const LossVectorState<Compute<In>>* states, bool fenchel_young,
+                                         LossSums (&own)[1]) {
   using T = Compute<In>;
-  if (state.projector.regular && !state.cancelled && !(fenchel_young && fabs(state.projector.p) == kInfinity<T>)) {
-    const Projector<T> projector = state.projector;
-    T mean = 0, loss = 0, balance = 0;
+  if (fits(*states, fenchel_young)) {
+    ClassLoss<T> sums;
+    sums.aim(states->projector);
     tile.pass(
         samples,
-        [&](int, const auto& x, const auto& beside, int item) {
-          const T t = beside.t[item], s = beside.s[item];
-          const bool active = projector.active(x[0]);
-          const T u = projector.position(x[0]), y = clip01(u), r = y - t, sr = s * r;
-          own.count[0] += active;
-          if (active) mean += fenchel_young ? s : sr;
-          if (fenchel_young) {
-            if (r != 0) loss += sr * (u - T(0.5) * (y + t));
-            balance += sr;
-          } else {
-            loss += sr * r;
-          }
-        },
-        [&] {
-          own.sum[0] += double(mean);
-          own.sum[1] += double(loss);
-          own.sum[2] += double(balance);
-          mean = loss = balance = 0;
-        });
-  } else {  // in double, and with z = x / tau for u: what T, or a threshold far from all logits, cannot express
+        [&](int, const auto& x, const auto& beside, int u) { sums.add(fenchel_young, x[0], beside.t[u], beside.s[u]); },
+        [&] { sums.flush(own[0]); });
+  } else {
     tile.each_singly([&](int i) {
       const auto sample = samples.one(i);
-      const double x = sample.x, t = sample.t, s = sample.s;
-      const bool active = state.projector.active(sample.x);
-      const double y = state.projector.irregular_y(sample.x), r = y - t, z = state.projector.by_tau(x);
-      own.count[0] += active;
-      if (active) own.sum[0] += fenchel_young ? s : s * r;
-      if (r != 0) own.sum[1] += s * (fenchel_young ? r * (z - 0.5 * (y + t)) : r * r);
+      add_in_double(*states, fenchel_young, sample.x, sample.t, sample.s, own[0]);
     });
   }
+}
+
+// Of several classes. Those that T cannot express are summed up anew, so that none depends on its neighbours.
+template <class In, int V>
+__device__ __forceinline__ void sum_loss(const WideLabelledSamples<In, true>& samples, const WideTile<In, true>& tile,
+                                         const LossVectorState<Compute<In>>* states, bool fenchel_young,
+                                         LossSums (&own)[V]) {
+  using T = Compute<In>;
+  ClassLoss<T> sums[V];
+  bool all_fit = true;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    sums[v].aim(states[v].projector);
+    all_fit = all_fit && fits(states[v], fenchel_young);
+  }
+  auto pass = [&](auto kind) {
+    tile.pass(
+        samples,
+        [&](int, const auto& x, const auto& beside, int u) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) sums[v].add(kind.value, x[v], samples.target(beside, u, v), beside.s[u]);
+        },
+        [&] {
+#pragma unroll
+          for (int v = 0; v < V; ++v) sums[v].flush(own[v]);
+        });
+  };
+  if (fenchel_young)
+    pass(Constant<true>{});
+  else
+    pass(Constant<false>{});
+  if (all_fit) return;
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+    if (!fits(states[v], fenchel_young)) own[v] = {};
+  tile.each_singly(samples, [&](int, const auto& x, const auto& beside, int u) {
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      if (!fits(states[v], fenchel_young))
+        add_in_double(states[v], fenchel_young, x[v], samples.target(beside, u, v), beside.s[u], own[v]);
+  });
 }
 
 }  // namespace cuda

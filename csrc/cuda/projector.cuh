@@ -66,5 +66,55 @@ struct Projector {
   }
 };
 
+// Counts entries above t, those at or above t + tau, and sums up the active ones: both numbers in one integer, as few
+// as tuning::kFlush entries are counted between two calls of flush().
+template <class T>
+struct Counter {
+  T floor, ceiling, unit, origin;
+  unsigned counts;  // #{x > t} in the lower half, of these the active ones in the upper
+  T sum;            // of x - p
+
+  __device__ __forceinline__ void aim(const Projector<T>& at) {
+    floor = at.floor;
+    ceiling = at.ceiling;
+    unit = at.unit;
+    origin = at.origin;
+    counts = 0;
+    sum = 0;
+  }
+  __device__ __forceinline__ void add(T x) { add_to(sum, x); }
+  // Counts alone.
+  __device__ __forceinline__ bool count(T x) {
+    const bool above = x > floor, active = above && x < ceiling;
+    counts += above ? active ? 0x10001u : 1u : 0u;
+    return active;
+  }
+  // #{x > t} and #{x >= t + tau} of what was counted.
+  __device__ static unsigned above(unsigned counts) { return counts & 0xffff; }
+  __device__ static unsigned ones(unsigned counts) { return above(counts) - (counts >> 16); }
+  template <int N>
+  __device__ __forceinline__ void add_all(const T (&x)[N]) {
+    T parts = 0;
+#pragma unroll
+    for (T v : x) add_to(parts, v);
+    sum += parts;
+  }
+  template <class Sums>
+  __device__ __forceinline__ void flush(Sums& sums) {
+    sums.count[0] += above(counts);
+    sums.count[1] += ones(counts);
+    sums.sum[0] += double(sum);
+    counts = 0;
+    sum = 0;
+  }
+
+ private:
+  __device__ __forceinline__ void add_to(T& total, T x) {
+    const bool active = count(x);
+    const T more = total + fma(x, unit, -origin);
+    total = active ? more : total;
+  }
+};
+
 }  // namespace cuda
 }  // namespace hypersimplex

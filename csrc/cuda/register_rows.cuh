@@ -24,15 +24,17 @@ class RegisterRows {
   __device__ RegisterRows(const Plan& plan, const Shape& shape)
       : tile(int(blockIdx.x) * warp_count() + warp_id()),
         group(plan.group),
-        column(plan.adjacent ? lane_id() % plan.columns : lane_id() / plan.group),
-        slot(plan.adjacent ? lane_id() / plan.columns : lane_id() % plan.group),
+        column(plan.adjacent ? lane_id() & (plan.columns - 1) : lane_id() >> highest_bit(plan.group)),
+        slot(plan.adjacent ? lane_id() >> plan.column_bits : lane_id() & (plan.group - 1)),
         index(locate(plan, shape, tile, column)),
         plan_(plan),
         shape_(shape),
         n_(int(plan.n)),
-        chunks_((int(plan.n) + plan.group * kChunk - 1) / (plan.group * kChunk)) {}
+        chunks_((int(plan.n) + plan.group * kChunk - 1) >> highest_bit(plan.group * kChunk)) {}
 
   __device__ bool exists() const { return tile < plan_.tiles; }
+  // Whether every item of for_items() is an entry.
+  __device__ bool full() const { return index.live && n_ == chunks_ * group * kChunk; }
   __device__ LaneGroup lanes() const { return plan_.adjacent ? LaneGroup{plan_.columns, 32} : LaneGroup{1, group}; }
   __device__ T first(const Items& x) const { return from_lane(x[0], plan_.adjacent ? column : column * group); }
 

@@ -8,6 +8,8 @@
 namespace hypersimplex {
 namespace cuda {
 
+__device__ __forceinline__ bool is_fenchel_young(const LossArgs& args) { return args.kind == LossKind::kFenchelYoung; }
+
 template <class In>
 class Samples {
  public:
@@ -22,7 +24,9 @@ class Samples {
   __device__ bool dense() const { return args_.target_kind == TargetKind::kDense; }
   __device__ bool weighted() const { return args_.sample_weight != nullptr; }
   __device__ int64_t vector() const { return index_.vector; }
-  __device__ T first() const { return tile_.first(operand<const In>(args_.x, args_.x_strides, index_)); }
+  __device__ T first(const VectorIndex&) const {
+    return tile_.first(operand<const In>(args_.x, args_.x_strides, index_));
+  }
 
   // What label smoothing makes of targets 0 and 1.
   __device__ double off() const { return smoothing_off(args_); }

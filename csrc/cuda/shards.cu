@@ -43,7 +43,7 @@ class ShardSums {
     if (call_.stage == ShardStage::kMoments) return sum_moments();
     if (call_.stage == ShardStage::kLoss) return sum_loss_terms();
     const Samples<In> samples(args_, plan_, tile_, own_.index, own_.some_ignored);
-    Sweeps sweeps(team_, tile_, own_, samples);
+    Sweeps sweeps(team_, tile_, own_, &own_, samples);
     if (call_.stage == ShardStage::kCounts) return sum_counts(sweeps);
     typename Sweeps::Own own;
     sweeps.add_gap(own);
@@ -54,7 +54,7 @@ class ShardSums {
   }
 
  private:
-  using Sweeps = Solver<In, TileType, Samples<In>>;
+  using Sweeps = Solver<In, TileType, Samples<In>, State>;
 
   __device__ void put(int row, double value) const { row_of(call_, row, args_.shape.inner)[own_.index.vector] = value; }
   // put_all(total) by one thread per class.
@@ -97,7 +97,7 @@ class ShardSums {
       add_counts(args_, samples, tile_, counts);
       const auto total = team_.reduce(counts, true);
       team_.decide([&] {
-        own_.take_counts(args_, samples, total);
+        own_.take_counts(args_, samples.dense() ? total.sum(0) : total.count(0), total.count(1), total.sum(1));
         if (own_.index.live && team_.rank() == 0) {
           put(1, total.count(1));
           put(2, samples.dense() ? total.sum(0) : total.count(0));
@@ -117,11 +117,11 @@ class ShardSums {
       });
     }
     const Samples<In> samples(args_, plan_, tile_, own_.index, own_.some_ignored);
-    Sweeps sweeps(team_, tile_, own_, samples);
+    Sweeps sweeps(team_, tile_, own_, &own_, samples);
     typename Sweeps::Own moments, special;
-    sweeps.add_moments(moments);
+    sweeps.template add_moments<true, false>(moments);
     leave(moments, [&](const auto& total) {
-      const double origin = sweeps.origin(), count = total.count(0), sum = total.sum(0);
+      const double origin = sweeps.origin(own_.index), count = total.count(0), sum = total.sum(0);
       put(0, own_.n);
       put(4, count);
       put(5, sum + count * origin);
@@ -144,8 +144,8 @@ class ShardSums {
 
   __device__ void sum_loss_terms() {
     const LabelledSamples<In> samples(args_, plan_, tile_, own_.index, own_.some_ignored);
-    Sums<2, 3> sums;
-    sum_loss(samples, tile_, own_, args_.kind == LossKind::kFenchelYoung, sums);
+    LossSums sums[1];
+    sum_loss(samples, tile_, &own_, is_fenchel_young(args_), sums);
     leave(sums, [&](const auto& total) {
       put(0, total.count(0));
       for (int i = 0; i < 3; ++i) put(1 + i, total.sum(i));

@@ -26,7 +26,9 @@ struct alignas(16) VectorState {
     tau = index.live ? at(temperature, index.vector) : 1;
   }
 
-  __device__ void start() { search.begin(mass, tau, n, count, infinite, nan, T(low), T(high), mean, variance); }
+  __device__ void start() {
+    search.template begin<T>(mass, tau, n, count, infinite, nan, T(low), T(high), mean, variance);
+  }
   __device__ bool searching() const { return search.status == SearchStatus::kSearching; }
   __device__ bool in_gap() const { return is_gap(search.status); }
 
@@ -51,19 +53,57 @@ __device__ __forceinline__ void take_side(T v, T edge, T& zero, T& one) {
     zero = v > zero ? v : zero;
 }
 
+// The moments of a vector's entries about an origin, and their extremes.
+template <class T>
+struct Moments {
+  T origin, sum, squares, low, high;
+  unsigned count;
+
+  __device__ __forceinline__ void begin(T at) {
+    origin = at;
+    sum = squares = 0;
+    low = kInfinity<T>;
+    high = -kInfinity<T>;
+    count = 0;
+  }
+  __device__ __forceinline__ void add(T x) {
+    const T e = x - origin;
+    ++count;
+    sum += e;
+    squares += e * e;
+    low = lesser(low, x);
+    high = greater(high, x);
+  }
+  template <class Sums>
+  __device__ __forceinline__ void flush(Sums& sums) {
+    sums.sum[0] += double(sum);
+    sums.sum[1] += double(squares);
+    sum = squares = 0;
+  }
+  template <class Sums>
+  __device__ __forceinline__ void finish(Sums& sums) const {
+    sums.count[0] = count;
+    sums.low = low;
+    sums.high = high;
+  }
+};
+
 // Fills a tile and finds the thresholds of its vectors, for whose states begin() has been called. `Source` knows the
-// entries: source.first(), and source.read(i, x) for those of an access, at first and again where the tile is not
-// resident.
-template <class In, class Tile, class Source>
+// entries: source.first(index) of a vector, and source.read(i, step, x) for those of an access, at first and again
+// where the tile is not resident. A thread sweeps over the entries of kAbreast vectors and, in warp 0, decides for one.
+template <class In, class Tile, class Source, class State = VectorState<Compute<In>>>
 class Solver {
  public:
   using T = Compute<In>;
-  // count: finite ones, or #{x > t} and #{x >= t + tau}, or +inf and nan; sum: of x and of x^2 about origin, or over A
-  using Own = Sums<2, 2, true>;
+  static constexpr int kAbreast = Tile::kAbreast;
+  // count: entries, or finite ones, or #{x > t} and #{x >= t + tau}, or +inf and nan; sum: of x and of x^2 about
+  // origin, or over A
+  using Own = Sums<2, 2, true>[kAbreast];
   using All = Totals<2, 2, true>;
 
-  __device__ Solver(Team& team, const Tile& tile, VectorState<T>& own, const Source& source)
-      : team_(team), tile_(tile), own_(own), source_(source) {}
+  // own: the state of the vector that the thread decides for; swept: of the vectors whose entries it sees
+  __device__ Solver(Team& team, const Tile& tile, State& own, const State* swept, const Source& source)
+      : team_(team), tile_(tile), own_(own), swept_(swept), source_(source) {}
 
   // Leaves the states of the team's vectors complete, for all threads of the block.
   __device__ __forceinline__ void solve() {
@@ -74,7 +114,9 @@ class Solver {
       const int now = phase & -phase;
       Own own;
       if (now == kMoments)
-        add_moments(own);
+        add_moments<false>(own);
+      else if (now == kCareful)
+        add_moments<true>(own);
       else if (now == kSpecial)
         add_special(own);
       else if (now == kSearching)
@@ -84,6 +126,7 @@ class Solver {
       const All total = team_.reduce(own, now != kSearching);
       phase = team_.decide([&] {
         return now == kMoments     ? take_moments(total)
+               : now == kCareful   ? take_careful(total)
                : now == kSpecial   ? take_special(total)
                : now == kSearching ? take_counts(total)
                                    : take_gap(total, now);
@@ -93,92 +136,117 @@ class Solver {
 
   // ---- single sweeps ----
 
-  __device__ T origin() const {
-    T first = source_.first();
+  __device__ T origin(const VectorIndex& index) const {
+    T first = source_.first(index);
     return is_finite(first) ? first : T(0);
   }
 
+  // Of all entries as if they were finite, which the sum tells afterwards; or, kCarefully, of those that are. kAgain:
+  // whether the tile has been filled.
+  template <bool kCarefully, bool kAgain = kCarefully>
   __device__ void add_moments(Own& own) {
-    const T origin = this->origin();
-    unsigned finite = 0;
-    T sum = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
-    tile_.fill(
-        source_,
-        [&](int, const auto& x, auto&, int) {
-          for (T v : x) {
-            if (!is_finite(v)) continue;
-            T e = v - origin;
-            ++finite;
-            sum += e;
-            squares += e * e;
-            low = v < low ? v : low;
-            high = v > high ? v : high;
-          }
-        },
-        [&] {
-          own.sum[0] += double(sum);
-          own.sum[1] += double(squares);
-          sum = squares = 0;
-        });
-    own.count[0] = finite;
-    own.low = low;
-    own.high = high;
+    Moments<T> moments[kAbreast];
+#pragma unroll
+    for (int v = 0; v < kAbreast; ++v) moments[v].begin(origin(swept_[v].index));
+    auto add = [&](int i, const auto& x, const auto&...) {
+      int v = 0;
+      for (T entry : x) {
+        if (kCarefully ? is_finite(entry) : !tile_.padded(i, x)) moments[v].add(entry);
+        v += kAbreast > 1;
+      }
+    };
+    auto flush = [&] {
+#pragma unroll
+      for (int v = 0; v < kAbreast; ++v) moments[v].flush(own[v]);
+    };
+    if constexpr (kAgain) {
+      tile_.sweep_seldom(source_, [&](int i, const auto& x) {
+        add(i, x);
+        flush();
+      });
+    } else {
+      tile_.fill(source_, add, flush);
+    }
+#pragma unroll
+    for (int v = 0; v < kAbreast; ++v) moments[v].finish(own[v]);
   }
 
   __device__ void add_special(Own& own) {
     tile_.sweep_seldom(source_, [&](int, const auto& x) {
-      for (T v : x) {
-        own.count[0] += v == kInfinity<T>;
-        own.count[1] += v != v;
+      int v = 0;
+      for (T entry : x) {
+        own[v].count[0] += entry == kInfinity<T>;
+        own[v].count[1] += entry != entry;
+        v += kAbreast > 1;
       }
     });
   }
 
   __device__ void add_counts(Own& own) {
-    const Projector<T> projector = own_.projector;
-    T sum = 0;
+    Counter<T> counters[kAbreast];
+#pragma unroll
+    for (int v = 0; v < kAbreast; ++v) counters[v].aim(swept_[v].projector);
     tile_.sweep(
         source_,
         [&](int, const auto& x) {
-          T part = 0;
-          for (T v : x) {
-            bool above = v > projector.floor, one = v >= projector.ceiling;
-            own.count[0] += above;
-            own.count[1] += one;
-            if (above && !one) part += projector.beyond(v);
+          if constexpr (kAbreast > 1) {
+            int v = 0;
+            for (T entry : x) counters[v++].add(entry);
+          } else {
+            counters[0].add_all(x);
           }
-          sum += part;
         },
         [&] {
-          own.sum[0] += double(sum);
-          sum = 0;
+#pragma unroll
+          for (int v = 0; v < kAbreast; ++v) counters[v].flush(own[v]);
         });
   }
 
   // No entry is active: the least one and the greatest zero.
   __device__ void add_gap(Own& own) {
-    const T edge = own_.gap_edge();
-    T zero = -kInfinity<T>, one = kInfinity<T>;
+    T zero[kAbreast], one[kAbreast];
+#pragma unroll
+    for (int v = 0; v < kAbreast; ++v) {
+      zero[v] = -kInfinity<T>;
+      one[v] = kInfinity<T>;
+    }
     tile_.sweep_seldom(source_, [&](int, const auto& x) {
-      for (T v : x) take_side(v, edge, zero, one);
+      int v = 0;
+      for (T entry : x) {
+        take_side(entry, swept_[v].gap_edge(), zero[v], one[v]);
+        v += kAbreast > 1;
+      }
     });
-    own.low = one;
-    own.high = zero;
+#pragma unroll
+    for (int v = 0; v < kAbreast; ++v) {
+      own[v].low = one[v];
+      own[v].high = zero[v];
+    }
   }
 
  private:
   // What a vector needs next, a bit each. A tile's phases are those of all its vectors, or-ed; the lowest bit is served
   // first, so that no vector is swept at a threshold that a jump is about to move.
-  enum Phase : int { kDone = 0, kMoments = 1, kSpecial = 2, kJump = 4, kSearching = 8, kGap = 16 };
+  enum Phase : int { kDone = 0, kMoments = 1, kCareful = 2, kSpecial = 4, kJump = 8, kSearching = 16, kGap = 32 };
 
   __device__ int take_moments(const All& total) {
+    own_.infinite = own_.nan = 0;
+    const double sum = total.sum(0);
+    if (sum - sum != 0) {
+      own_.count = -1;
+      return kCareful;
+    }
+    return take(total);
+  }
+  // Of the vectors whose moments are not known yet.
+  __device__ int take_careful(const All& total) { return own_.count < 0 ? take(total) : settle(own_); }
+  __device__ int take(const All& total) {
     own_.count = total.count(0);
     double shift = total.sum(0) / own_.count, variance = total.sum(1) / own_.count - shift * shift;
-    own_.mean = double(origin()) + shift;
+    own_.mean = double(origin(own_.index)) + shift;
     own_.variance = variance > 0 ? variance : 0;
     own_.low = total.low();
     own_.high = total.high();
-    own_.infinite = own_.nan = 0;
     return own_.count < own_.n ? kSpecial : start(own_);
   }
 
@@ -220,7 +288,8 @@ class Solver {
 
   Team& team_;
   const Tile& tile_;
-  VectorState<T>& own_;
+  State& own_;
+  const State* const swept_;
   const Source& source_;
 };
 

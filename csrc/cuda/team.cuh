@@ -28,6 +28,17 @@ struct Totals {
   __device__ double low() const { return v[kAdded]; }
   __device__ double high() const { return v[kAdded + 1]; }
 
+  __device__ void take(const Sums<kCounts, kSums, kExtremes>& own) {
+    v[0] = own.sum[0];
+#pragma unroll
+    for (int i = 0; i < kCounts; ++i) v[1 + i] = own.count[i];
+#pragma unroll
+    for (int i = 1; i < kSums; ++i) v[kCounts + i] = own.sum[i];
+    if constexpr (kExtremes) {
+      v[kAdded] = own.low;
+      v[kAdded + 1] = own.high;
+    }
+  }
   __device__ void clear() {
 #pragma unroll
     for (int i = 0; i < kAll; ++i) v[i] = i < kAdded ? 0 : i == kAdded ? kInfinity<double> : -kInfinity<double>;
@@ -88,22 +99,18 @@ class Team {
   }
 
   // Leaves the totals of a lane's column in every lane of warp 0; other warps leave with nothing. All threads of the
-  // team come here, and the caller lets them pass a block_barrier() before they come again.
-  template <int kCounts, int kSums, bool kExtremes>
-  __device__ __forceinline__ auto reduce(const Sums<kCounts, kSums, kExtremes>& own, bool wide) {
+  // team come here, and the caller lets them pass a block_barrier() before they come again. A thread has sums of V
+  // columns: those from V * (thread % (columns / V)) on.
+  template <int V, int kCounts, int kSums, bool kExtremes>
+  __device__ __forceinline__ auto reduce(const Sums<kCounts, kSums, kExtremes> (&own)[V], bool wide) {
     using All = Totals<kCounts, kSums, kExtremes>;
     static_assert(All::kAll <= kMaxSums && kCounts >= 2, "no room");
     const int width = plan_.columns, first_warp = warp_id() == 0;
-    All all;
-    all.v[0] = own.sum[0];
+    All each[V];
 #pragma unroll
-    for (int i = 0; i < kCounts; ++i) all.v[1 + i] = own.count[i];
-#pragma unroll
-    for (int i = 1; i < kSums; ++i) all.v[kCounts + i] = own.sum[i];
-    if constexpr (kExtremes) {
-      all.v[All::kAdded] = own.low;
-      all.v[All::kAdded + 1] = own.high;
-    }
+    for (int v = 0; v < V; ++v) each[v].take(own[v]);
+    const int lane_column = share_columns(each, wide);
+    All& all = each[0];
     all.combine_lanes(wide, lanes());
 
     // First the warps of a block combine their sums, then the blocks of the team. Before each turn `all` holds the
@@ -114,12 +121,14 @@ class Team {
     for (Level level = Level::kWarps;;) {
       const bool warps = level == Level::kWarps, cluster = level == Level::kCluster;
       const int member = warps ? warp_id() : cluster ? 0 : rank_, members = warps ? warp_count() : plan_.blocks;
-      double* place = places(level);  // of member 0's numbers, side by side; the next member's come behind all columns'
+      // Of member 0's numbers, side by side; the next member's come behind all columns'.
+      double* place = places(level, level == Level::kWarps ? lane_column : column());
       if (lane_id() < width && (first_warp || warps))
 #pragma unroll
         for (int i = 0; i < All::kAll; ++i) place[member * width * kMaxSums + i] = all.v[i];
       wait_at(level);
       if (first_warp) {
+        place = places(level, column());
         all.clear();
         // A column's lanes take its members in turns; which lane takes which does not depend on who arrives first.
 #pragma unroll 1
@@ -134,6 +143,11 @@ class Team {
     }
     ++round_;
     return all;
+  }
+
+  template <int kCounts, int kSums, bool kExtremes>
+  __device__ __forceinline__ auto reduce(const Sums<kCounts, kSums, kExtremes>& own, bool wide) {
+    return reduce(reinterpret_cast<const Sums<kCounts, kSums, kExtremes>(&)[1]>(own), wide);
   }
 
   // Runs act() once per column, in warp 0, and tells all threads of the block what the results are, or-ed.
@@ -157,10 +171,44 @@ class Team {
  private:
   enum class Level { kWarps, kCluster, kGrid };
 
+  // Of a lane's V columns it keeps one, each[0], with what the lanes have of it that differ from it in V - 1 bits;
+  // returns which. Before each turn it holds `left` columns, from `first` on.
+  template <int V, class All>
+  __device__ __forceinline__ int share_columns(All (&each)[V], bool wide) const {
+    if constexpr (V == 1) {
+      return column();
+    } else {
+      const int slots = plan_.columns / V;
+      int first = lane_id() % slots * V, flip = slots;
+#pragma unroll
+      for (int left = V; left > 1; left /= 2, flip *= 2) {
+        const bool upper = lane_id() & flip;  // keeps the upper half, gives the lower one
+        first += upper ? left / 2 : 0;
+#pragma unroll
+        for (int v = 0; v < left / 2; ++v) {
+          All& low = each[v];
+          All& high = each[v + left / 2];
+          if (upper) swap_numbers(low, high);
+          low.combine(wide, [&](int i) { return from_lane_xor(high.v[i], flip); });
+        }
+      }
+      return first;
+    }
+  }
+  template <class All>
+  __device__ static void swap_numbers(All& a, All& b) {
+#pragma unroll
+    for (int i = 0; i < All::kAll; ++i) {
+      const double v = a.v[i];
+      a.v[i] = b.v[i];
+      b.v[i] = v;
+    }
+  }
+
   // Where sums are exchanged, column by column. Blocks use two sets of places in turn: who writes the next sums does
   // not wait for who still reads. A cluster's block keeps its sums itself, at the place of member 0.
-  __device__ double* places(Level level) const {
-    const int set = plan_.columns * kMaxSums, own = column() * kMaxSums;
+  __device__ double* places(Level level, int column) const {
+    const int set = plan_.columns * kMaxSums, own = column * kMaxSums;
     if (level == Level::kWarps) return shared_memory<double>(0) + own;
     if (level == Level::kCluster) return shared_memory<double>((warp_count() + int(round_ % 2)) * set * 8) + own;
     return reinterpret_cast<double*>(workspace_ + plan_.teams * GridWorkspace::kArrivalBytes) +

@@ -10,6 +10,8 @@ namespace hypersimplex {
 namespace cuda {
 namespace {
 
+constexpr int kStepsToTrust = 2;
+
 // Finds the threshold of the vector whose entries x a group of lanes holds, and leaves it in state.search.t and
 // state.projector.
 template <class In>
@@ -17,26 +19,25 @@ __device__ __forceinline__ void solve_short(const RegisterRows<In>& rows, const 
                                             VectorState<Compute<In>>& state, int n) {
   using T = Compute<In>;
   const LaneGroup lanes = rows.lanes();
-  T origin = rows.first(x);
-  if (!is_finite(origin)) origin = 0;
-  T total = 0, squares = 0, low = kInfinity<T>, high = -kInfinity<T>;
-  unsigned finite = 0;
-  rows.for_items([&](int i) {
-    if (!is_finite(x[i])) return;
-    T e = x[i] - origin;
-    ++finite;
-    total += e;
-    squares += e * e;
-    low = x[i] < low ? x[i] : low;
-    high = x[i] > high ? x[i] : high;
-  });
-  finite = sum(finite, lanes);
-  T mean = sum(total, lanes) / T(finite), variance = sum(squares, lanes) / T(finite) - mean * mean;
+  const T first = rows.first(x);
+  Moments<T> moments;
+  moments.begin(is_finite(first) ? first : T(0));
+  // All entries as if they were finite, which the sum tells afterwards; then, seldom, those that are.
+  if (rows.full()) rows.for_items([&](int i) { moments.add(x[i]); });
+  if (any_lane(!rows.full() || !is_finite(moments.sum))) {
+    moments.begin(moments.origin);
+    rows.for_items([&](int i) {
+      if (is_finite(x[i])) moments.add(x[i]);
+    });
+  }
+  const unsigned finite = sum(moments.count, lanes);
+  const T mean = sum(moments.sum, lanes) / T(finite);
+  const T variance = sum(moments.squares, lanes) / T(finite) - mean * mean;
   state.count = finite;
-  state.mean = double(origin) + double(mean);
+  state.mean = double(moments.origin) + double(mean);
   state.variance = variance > 0 ? variance : T(0);
-  state.low = smallest(low, lanes);
-  state.high = largest(high, lanes);
+  state.low = smallest(moments.low, lanes);
+  state.high = largest(moments.high, lanes);
   state.infinite = state.nan = 0;
   if (any_lane(rows.index.live && int(finite) < n)) {
     unsigned special = 0;  // +inf in the lower half, nan in the upper
@@ -60,16 +61,20 @@ __device__ __forceinline__ void solve_short(const RegisterRows<In>& rows, const 
   // settled go along, as a warp exchanges numbers only together; step_to_end() ends every search.
   while (any_lane(state.searching())) {
     state.projector.aim(state.search.t, state.tau);
-    unsigned counts = 0;  // #{x > t} in the lower half, #{x >= t + tau} in the upper
-    T active = 0;
-    rows.for_items([&](int i) {
-      bool above = x[i] > state.projector.floor, one = x[i] >= state.projector.ceiling;
-      counts += above ? (one ? 0x10001u : 1u) : 0u;
-      if (above && !one) active += state.projector.beyond(x[i]);
-    });
-    counts = sum(counts, lanes);
-    double S = sum(double(active), lanes);
-    if (state.searching()) state.search.step_to_end({double(counts & 0xffff), double(counts >> 16), S});
+    Counter<T> counter;
+    counter.aim(state.projector);
+    // After two steps t is the root more often than not, which counts alone tell.
+    if (!any_lane(state.searching() && state.search.steps < kStepsToTrust)) {
+      rows.for_items([&](int i) { counter.count(x[i]); });
+      const unsigned counts = sum(counter.counts, lanes);
+      if (state.searching()) state.search.confirmed(counter.above(counts), counter.ones(counts));
+      if (!any_lane(state.searching())) break;
+      counter.aim(state.projector);
+    }
+    rows.for_items([&](int i) { counter.add(x[i]); });
+    const unsigned counts = sum(counter.counts, lanes);
+    const double S = sum(double(counter.sum), lanes);
+    if (state.searching()) state.search.step_to_end({double(counter.above(counts)), double(counter.ones(counts)), S});
     take_gap(state.searching() && state.search.flat != 0);
   }
   state.projector.aim(state.search.t, state.tau);
@@ -115,7 +120,7 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
     const Operand<const In> x(static_cast<const In*>(args.x), args.x_strides, args.shape, plan, own.index,
                               tile.begin());
     const Entries<In, Tile<In>> entries{tile, x, -kInfinity<T>};
-    Solver<In, Tile<In>, Entries<In, Tile<In>>>(team, tile, own, entries).solve();
+    Solver<In, Tile<In>, Entries<In, Tile<In>>>(team, tile, own, &own, entries).solve();
 
     if (team.rank() == 0 && team.decides() && own.index.live) {
       args.state.p[own.index.vector] = own.search.t.p;

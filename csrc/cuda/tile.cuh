@@ -14,9 +14,12 @@ struct VectorIndex {
   bool live;  // false where the tile is wider than the vectors that are left in its line
 };
 __device__ __forceinline__ VectorIndex locate(const Plan& plan, const Shape& shape, int tile, int column) {
-  int64_t line = tile / plan.tiles_per_line, lane = int64_t(tile % plan.tiles_per_line) * plan.columns + column;
-  bool live = lane < plan.lanes && tile < plan.tiles;
-  if (shape.inner == 1) return {lane, 0, lane, live};  // the vectors of the one line differ in `outer`
+  if (shape.inner == 1) {  // the vectors of the one line differ in `outer`
+    const int64_t vector = int64_t(tile) * plan.columns + column;
+    return {vector, 0, vector, vector < plan.lanes && tile < plan.tiles};
+  }
+  const int64_t line = tile / plan.tiles_per_line, lane = int64_t(tile % plan.tiles_per_line) * plan.columns + column;
+  const bool live = lane < plan.lanes && tile < plan.tiles;
   return {line, lane, line * plan.lanes + lane, live};
 }
 
@@ -68,6 +71,7 @@ class Tile {
  public:
   using T = Compute<In>;
 
+  static constexpr int kAbreast = 1;  // columns that a thread serves: all entries of an access are of one vector
   static constexpr int kBatch = sizeof(In) == 8 ? 2 : 4;  // single entries that a pass takes at a time
 
   // kept_at: where in shared memory the entries are kept
@@ -79,6 +83,11 @@ class Tile {
 
   __device__ int64_t begin() const { return begin_; }
   __device__ bool exists(int i) const { return i < count_; }
+  // Whether an access that fill() hands out holds what stands in the place of an entry behind the end.
+  template <int N>
+  __device__ bool padded(int i, const T (&)[N]) const {
+    return N == 1 && !exists(i);
+  }
   // An entry that exists, instead of one behind the end.
   __device__ int nearest(int i) const { return i < count_ - 1 ? i : count_ - 1; }
 
@@ -157,15 +166,23 @@ class Tile {
   // Later passes over the same entries, body(i, x): from shared memory, or read again.
   template <class Source, class Body, class Flush>
   __device__ void sweep(const Source& source, Body body, Flush flush) const {
-    run<true, kBatch, kPack<In> <= 4 ? 2 : 1, Nothing>(
-        packs() || whole_packs(), end(), flush, [&](int i, int step, auto& x, auto&) { again(source, i, step, x); },
-        [&](int i, auto& x, auto&, int) { body(i, x); });
+    auto sweep_over = [&](auto resident) {
+      run<true, kBatch, 2, Nothing>(
+          packs() || whole_packs(), end(), flush,
+          [&](int i, int step, auto& x, auto&) { again<resident.value>(source, i, step, x); },
+          [&](int i, auto& x, auto&, int) { body(i, x); });
+    };
+    if (plan_.resident)
+      sweep_over(Constant<true>{});
+    else
+      sweep_over(Constant<false>{});
   }
   // The same for what is seldom needed.
   template <class Source, class Body>
   __device__ void sweep_seldom(const Source& source, Body body) const {
     run<true, 1, 1, Nothing>(
-        packs() || whole_packs(), end(), [] {}, [&](int i, int step, auto& x, auto&) { again(source, i, step, x); },
+        packs() || whole_packs(), end(), [] {},
+        [&](int i, int step, auto& x, auto&) { again_anyhow(source, i, step, x); },
         [&](int i, auto& x, auto&, int) { body(i, x); });
   }
   // The same where other tensors take part, with the accesses of the first pass and its body's arguments.
@@ -176,7 +193,7 @@ class Tile {
     run<kPacked, kBatch / kTensors, kPacks, Source>(
         packs(), count_, flush,
         [&](int i, int step, auto& x, auto& beside) {
-          again(source, i, step, x);
+          again_anyhow(source, i, step, x);
           source.read_beside(i, step, x, beside);
         },
         body);
@@ -247,14 +264,22 @@ class Tile {
     if constexpr (kWhole && U > 1) run_batches<N, U / 2, Source>(i, step, stop, gather, visit);
   }
 
-  template <class Source, int U, int N>
-  __device__ void again(const Source& source, int i, int step, T (&x)[U][N]) const {
-    if (plan_.resident) {
+  // The entries of the first pass: kept in shared memory, or read again.
+  template <bool kResident, class Source, int U, int N>
+  __device__ __forceinline__ void again(const Source& source, int i, int step, T (&x)[U][N]) const {
+    if constexpr (kResident) {
 #pragma unroll
       for (int u = 0; u < U; ++u) recall(N > 1 || u == 0 || i + u * step < end() ? i + u * step : i, x[u]);
-      return;
+    } else if constexpr (kPacked || N == 1) {
+      source.read(i, step, x);
     }
-    if constexpr (kPacked || N == 1) source.read(i, step, x);
+  }
+  template <class Source, int U, int N>
+  __device__ void again_anyhow(const Source& source, int i, int step, T (&x)[U][N]) const {
+    if (plan_.resident)
+      again<true>(source, i, step, x);
+    else
+      again<false>(source, i, step, x);
   }
 
   __device__ int column() const { return int(threadIdx.x) & (plan_.columns - 1); }
@@ -285,7 +310,7 @@ struct Entries {
   template <int U, int N>
   struct Beside {};
 
-  __device__ T first() const { return tile.first(from); }
+  __device__ T first(const VectorIndex&) const { return tile.first(from); }
   template <int U, int N>
   __device__ __forceinline__ void read(int i, int step, T (&x)[U][N]) const {
     tile.load(from, i, step, x, padding);

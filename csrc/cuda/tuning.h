@@ -44,6 +44,7 @@ constexpr int kMostColumns = 32;         // in a tile
 constexpr int kSectorBytes = 32;         // of global memory
 constexpr int kSlots = 256;              // places for partial sums, one per warp and column
 constexpr int kMaxThreads = 1024;        // per block; also the kernels' launch bound
+constexpr int kWideThreads = 512;        // per block where each thread serves several vectors
 constexpr int kStreamThreads = 512;      // per block that reads its entries again
 constexpr int kStreamBlocks = 2;         // of these per multiprocessor; the launch bound makes room for them
 constexpr int kBusyEntries = 32;         // per thread where there are blocks enough to fill the device,
@@ -53,6 +54,8 @@ constexpr int kLeastStreamShare = 8192;  // and of a grid
 constexpr int kPassThreads = 256;        // per block of a single pass,
 constexpr int kPassEntries = 4;          // entries at least of each of them,
 constexpr int kPassBlocks = 8;           // and blocks at most per multiprocessor, if each tile gets one
+constexpr int kLabelShare = 1024;        // class indices at least that a block counts,
+constexpr int kMostBins = 8192;          // and classes at most that it has counters of in shared memory
 constexpr int kLineBytes = 128;          // of memory, the width of a tile in such a pass
 constexpr int kPortableCluster = 8, kLargestCluster = 16;
 constexpr int kClusterSizes = 4;       // powers of two, from 2 blocks to the largest
@@ -78,6 +81,7 @@ struct Problem {
   bool adjacent;                // vectors of a line lie side by side: lanes are neighbours in memory, entries are not
   bool contiguous;              // vectors follow one another without a gap
   bool packs;  // 16-byte accesses: vectors are runs of neighbours, begin and end at multiples of 16 bytes
+  int wide;    // neighbouring vectors of which each access can hold an entry (wide.cuh), or 0
   int entry_bytes, compute_bytes;
   int state_bytes;  // of shared memory for what a kernel keeps of a vector
   bool marks;       // a kernel keeps a byte per access beside the entries
@@ -211,13 +215,15 @@ class Planner {
     bool busy = int64_t(plan.tiles) * blocks >= 2 * d_.multiprocessors;
     int most =
         tuning::kSlots * 32 / columns < tuning::kMaxThreads ? tuning::kSlots * 32 / columns : tuning::kMaxThreads;
-    if (!resident && most > tuning::kStreamThreads) most = tuning::kStreamThreads;
+    plan.shared_bytes = fixed_bytes(columns) + (resident ? int(tile_bytes(plan.share, columns)) : 0);
+    // Two blocks of a multiprocessor, rather than one as large: one works while the other waits for its warps.
+    const bool two = !resident || (busy && 2 * (plan.shared_bytes + 1024) <= d_.shared_per_multiprocessor);
+    if (two && most > tuning::kStreamThreads) most = tuning::kStreamThreads;
     int per_thread = busy ? tuning::kBusyEntries : tuning::kIdleEntries;
     plan.threads = threads ? (threads < most ? threads : most) : power_of_two(ceil_div(entries, per_thread), 64, most);
     int64_t most_blocks = regime == Regime::kGrid ? tuning::kStreamBlocks * d_.multiprocessors : kMostBlocks;
     plan.teams = plan.tiles;
     if (int64_t(plan.tiles) * blocks > most_blocks) plan.teams = most_blocks > blocks ? int(most_blocks / blocks) : 1;
-    plan.shared_bytes = fixed_bytes(columns) + (resident ? int(tile_bytes(plan.share, columns)) : 0);
     return plan;
   }
 
@@ -285,6 +291,8 @@ class Planner {
       if (tiles * blocks >= d_.multiprocessors || width == narrowest)
         return build(blocks > 1 ? Regime::kCluster : Regime::kBlock, width, blocks, true);
     }
+    if (clusters(tuning::kLargestCluster) > 0 && fits(narrowest, tuning::kLargestCluster, half))
+      return build(Regime::kCluster, narrowest, tuning::kLargestCluster, true);
     for (int blocks = 1; blocks <= tuning::kLargestCluster; blocks *= 2)
       if ((blocks == 1 || clusters(blocks) > 0) && fits(narrowest, blocks, d_.shared_per_block))
         return build(blocks > 1 ? Regime::kCluster : Regime::kBlock, narrowest, blocks, true);

@@ -28,6 +28,12 @@ struct ComputeOf<double> {
 template <class In>
 using Compute = typename ComputeOf<In>::type;
 
+// A value that a kernel is compiled for.
+template <bool kValue>
+struct Constant {
+  static constexpr bool value = kValue;
+};
+
 template <class T>
 constexpr T kInfinity = T(HUGE_VAL);
 
@@ -66,10 +72,13 @@ template <class T>
 __device__ __forceinline__ bool is_finite(T v) {
   return fabs(v) <= kLargest<T>;
 }
-template <class T>
-__device__ __forceinline__ T clip01(T v) {  // nan -> 0
-  return v > 0 ? (v < 1 ? v : T(1)) : T(0);
-}
+// The lesser and the greater of a number and another, or of a number and a nan, which is then b: the number.
+__device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double lesser(double a, double b) { return b < a ? b : a; }
+__device__ __forceinline__ double greater(double a, double b) { return b > a ? b : a; }
+__device__ __forceinline__ float clip01(float v) { return __saturatef(v); }  // nan -> 0
+__device__ __forceinline__ double clip01(double v) { return v > 0 ? (v < 1 ? v : 1) : 0; }
 
 // a / b for 0 <= a, 2 <= b, a * b < 2^64, from inverse_of(b) in tuning.h.
 __device__ __forceinline__ int64_t quotient(int64_t a, uint64_t inverse) {
@@ -82,19 +91,32 @@ constexpr int kPackBytes = 16;
 template <class In>
 constexpr int kPack = kPackBytes / int(sizeof(In));  // entries of a 16-byte access
 
-template <class In>
-__device__ __forceinline__ void unpack(uint4 raw, Compute<In> (&to)[kPack<In>]) {
-  In entries[kPack<In>];
+// What one access moves: 16 bytes, or 8.
+template <int kBytes>
+struct PackOf {
+  static_assert(kBytes == kPackBytes, "accesses are of 8 or 16 bytes");
+  using type = uint4;
+};
+template <>
+struct PackOf<8> {
+  using type = uint2;
+};
+template <class In, int N>
+using Pack = typename PackOf<N* int(sizeof(In))>::type;
+
+template <class In, int N>
+__device__ __forceinline__ void unpack(Pack<In, N> raw, Compute<In> (&to)[N]) {
+  In entries[N];
   memcpy(entries, &raw, sizeof raw);
 #pragma unroll
-  for (int i = 0; i < kPack<In>; ++i) to[i] = widen(entries[i]);
+  for (int i = 0; i < N; ++i) to[i] = widen(entries[i]);
 }
-template <class In>
-__device__ __forceinline__ uint4 pack(const Compute<In> (&from)[kPack<In>]) {
-  In entries[kPack<In>];
+template <class In, int N>
+__device__ __forceinline__ Pack<In, N> pack(const Compute<In> (&from)[N]) {
+  In entries[N];
 #pragma unroll
-  for (int i = 0; i < kPack<In>; ++i) entries[i] = narrow<In>(from[i]);
-  uint4 raw;
+  for (int i = 0; i < N; ++i) entries[i] = narrow<In>(from[i]);
+  Pack<In, N> raw;
   memcpy(&raw, entries, sizeof raw);
   return raw;
 }
@@ -164,6 +186,12 @@ struct LaneGroup {
 // the lanes whose numbers differ from its own only in bits below `flip`.
 template <class T, class Combine>
 __device__ __forceinline__ T reduce(T v, LaneGroup lanes, Combine combine) {
+  if (lanes.first == 1 && lanes.end == kWarpSize) {
+#pragma unroll
+    for (int flip = 1; flip < kWarpSize; flip *= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, flip));
+    return v;
+  }
+#pragma unroll 1
   for (int flip = lanes.first; flip < lanes.end; flip *= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, flip));
   return v;
 }
@@ -183,11 +211,11 @@ __device__ __forceinline__ int either(int v) {
 }
 template <class T>
 __device__ __forceinline__ T smallest(T v, LaneGroup lanes) {
-  return reduce(v, lanes, [](T a, T b) { return b < a ? b : a; });
+  return reduce(v, lanes, [](T a, T b) { return lesser(a, b); });
 }
 template <class T>
 __device__ __forceinline__ T largest(T v, LaneGroup lanes) {
-  return reduce(v, lanes, [](T a, T b) { return b > a ? b : a; });
+  return reduce(v, lanes, [](T a, T b) { return greater(a, b); });
 }
 
 // What the lane holds whose number differs in the bit `flip`.
