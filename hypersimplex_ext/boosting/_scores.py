@@ -1,0 +1,35 @@
+"""What margins and thresholds say of samples: scores, labels, probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._prediction import _nearest_distribution
+from ._arrays import Array
+
+
+def scores(margins: Array, thresholds: Any, tau: float) -> Array:
+    """(x - T) / tau in float64, [n] or [n, C]."""
+    thresholds = np.asarray(thresholds, np.float64)
+    classes = margins.shape[1] if margins.ndim > 1 else 1
+    if thresholds.shape != (classes,):
+        raise ValueError(f"thresholds must have shape [{classes}], one per class, got {list(thresholds.shape)}")
+    result: Array = (margins.astype(np.float64) - thresholds) / tau
+    return result
+
+
+def labels(s: Array) -> Array:
+    """Class indices [n]; of equal scores the first class, and of a binary score of 1/2 class 0."""
+    found: Array = s > 0.5 if s.ndim == 1 else s.argmax(1)
+    return found.astype(np.int64)
+
+
+def probabilities(s: Array) -> Array:
+    """[n, C]: of a binary score, clipped to [0, 1]; of classes, the distribution that is nearest to their scores."""
+    if s.ndim == 1:
+        p: Array = s.clip(0, 1)
+        return np.stack((1 - p, p), 1)
+    return _nearest_distribution(torch.from_numpy(s)).numpy()

@@ -1,0 +1,315 @@
+"""The objective of gradient boosting: derivatives, layouts, weights, errors; without either library."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hypersimplex_ext import hypersimplex_loss
+from hypersimplex_ext.boosting import Objective, check_objective
+
+KINDS = ("fenchel_young", "squared")
+
+
+def problem(classes, n=300, seed=0, dtype=np.float64, order="C"):
+    """Labels and margins, of which some are saturated."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    y[:classes] = range(classes)
+    x = rng.normal(size=n if classes == 2 else (n, classes)) + (y if classes == 2 else np.eye(classes)[y])
+    return y.astype(np.float32), np.asarray(x, dtype, order=order)
+
+
+def by_loss(y, x, w=None, **settings):
+    """The gradient of `hypersimplex_loss`."""
+    logits = torch.tensor(x, requires_grad=True)
+    target = torch.tensor(y, dtype=torch.float64 if x.ndim == 1 else torch.int64)
+    weight = None if w is None else torch.tensor(w)
+    hypersimplex_loss(logits, target, sample_weight=weight, reduction="sum", **settings).backward()
+    return logits.grad.numpy()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("classes", [2, 3, 17])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weighted", [None, False, True])
+@pytest.mark.parametrize(("tau", "k"), [(1.0, "targets"), (0.3, 0.4), (2.0, 30)])
+def test_gradient_is_that_of_the_loss(kind, classes, order, weighted, tau, k):
+    y, x = problem(classes, order=order)
+    w = None if weighted is None else np.random.default_rng(1).random(len(y)) * 2
+    gradient, hessian = Objective(kind, tau, k, weighted_mass=bool(weighted))(y, x, w)
+    due = by_loss(y, x, w, kind=kind, tau=tau, k=k, weighted_mass=bool(weighted))
+    np.testing.assert_allclose(gradient, due, rtol=0, atol=1e-11 / tau)
+    for part in (gradient, hessian):
+        assert part.dtype == x.dtype
+        assert part.shape == x.shape
+        assert part.strides == x.strides
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weighted", [None, False, True])
+@pytest.mark.parametrize("tau", [0.2, 1.0])
+def test_finite_differences(kind, classes, weighted, tau):
+    y, x = problem(classes)
+    w = None if weighted is None else np.random.default_rng(1).random(len(y)) * 2
+    objective = Objective(kind, tau, floor=0.05, weighted_mass=bool(weighted))
+    found = check_objective(objective, y, x, w)
+    assert found.entries > 40
+    assert found.gradient < 1e-6
+    assert found.hessian < 1e-4
+    assert 0 < found.held < found.entries  # outside of the active set, by the floor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_is_above_every_eigenvalue(kind):
+    y, x = problem(2, n=40)
+    objective, h = Objective(kind, tau=0.7, hessian="bound"), 1e-6
+    columns = [objective(y, x + h * e)[0] - objective(y, x - h * e)[0] for e in np.eye(len(x))]
+    hessian = np.stack(columns) / (2 * h)
+    bound = objective(y, x)[1]
+    assert np.ptp(bound) == 0
+    assert np.linalg.eigvalsh((hessian + hessian.T) / 2).max() <= bound[0] * (1 + 1e-6)
+    assert bound[0] == pytest.approx((2 if kind == "squared" else 1) / 0.7**2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_weights_are_numbers_of_copies(kind, classes):
+    y, x = problem(classes, n=60)
+    copies = np.random.default_rng(0).integers(0, 4, 60)
+    copies[:classes] = 1
+    rows = np.repeat(np.arange(60), copies)
+    objective = Objective(kind)
+    gradient, _ = objective(y, x, copies)
+    expected, _ = objective(y[rows], x[rows])
+    np.testing.assert_allclose(gradient[rows], expected * copies[rows].reshape(-1, *[1] * (x.ndim - 1)), atol=1e-11)
+    np.testing.assert_allclose(objective.thresholds(y, x, copies), objective.thresholds(y[rows], x[rows]), atol=1e-11)
+    assert objective.loss(y, x, copies) == pytest.approx(objective.loss(y[rows], x[rows]))
+    assert objective.error(y, x, copies) == pytest.approx(objective.error(y[rows], x[rows]))
+
+
+def test_weighted_thresholds_in_a_gap_are_its_middle():
+    y, x = np.array([0, 0, 1, 1]), np.array([-7.0, -5, 5, 9])
+    for w in (None, np.ones(4), np.array([1, 2, 3, 4])):
+        np.testing.assert_allclose(Objective().thresholds(y, x, w), [-0.5], atol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("hessian", ["diagonal", "bound"])
+def test_float32_and_ties(weighted, hessian):
+    """From a start at one value all samples are active."""
+    y, x = problem(2)
+    w = np.ones(len(y)) if weighted else None
+    gradient, h = Objective(hessian=hessian)(y, np.zeros(len(y), np.float32), w)
+    assert gradient.dtype == h.dtype == np.float32
+    np.testing.assert_allclose(gradient, y.mean() - y, atol=1e-6)
+    np.testing.assert_allclose(h, 1 if hessian == "bound" else 1 - 1 / len(y), atol=1e-6)
+    wide, narrow = (Objective(hessian=hessian)(y, x.astype(t), w)[0] for t in (np.float64, np.float32))
+    np.testing.assert_allclose(wide, narrow, atol=1e-6)
+
+
+def test_the_floor_is_a_share_of_the_bound():
+    y, x = problem(2)
+    for kind, bound in (("fenchel_young", 4), ("squared", 8)):
+        hessian = Objective(kind, tau=0.5, floor=0.25)(y, 50 * x)[1]
+        assert hessian.min() == pytest.approx(0.25 * bound)
+        assert np.ptp(Objective(kind, tau=0.5, floor=1.0)(y, x)[1]) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("weighted", [None, False, True])
+def test_results_do_not_depend_on_threads(classes, weighted, set_threads):
+    y, x = problem(classes, n=70_000, order="F")
+    w = None if weighted is None else np.random.default_rng(1).random(len(y))
+    results = []
+    for threads, own in ((1, None), (2, None), (2, 1), (5, 3)):
+        set_threads(threads)
+        results.append(Objective(weighted_mass=bool(weighted), threads=own)(y, x, w))
+        assert torch.get_num_threads() == threads
+    for result in results[1:]:
+        for part, due in zip(result, results[0], strict=True):
+            assert np.array_equal(part, due)
+
+
+def test_layouts_read_only_memory_and_kinds_of_labels():
+    y, x = problem(3)
+    due = Objective()(y, x)[0]
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    wide = np.empty((len(x), 7))
+    wide[:, 1:7:2] = x
+    for margins in (fixed, wide[:, 1:7:2], x[::-1].copy()[::-1], x.astype(">f8").astype(np.float64)):
+        assert np.array_equal(Objective()(y, margins)[0], due)
+    for labels in (y.astype(np.uint8), y.astype(np.int16), y.tolist(), y[:, None]):
+        assert np.array_equal(Objective()(labels, x)[0], due)
+    binary, margins = problem(2)
+    column = Objective()(binary.astype(bool), margins[:, None])[0]
+    assert column.shape == (len(binary), 1)
+    assert np.array_equal(column[:, 0], Objective()(binary, margins)[0])
+
+
+def test_predictions():
+    y, x = problem(4, n=2000)
+    objective = Objective(tau=0.5)
+    thresholds = objective.thresholds(y, x)
+    scores = objective.scores(x, thresholds)
+    assert np.array_equal(objective.predict(x, thresholds), scores.argmax(1))
+    assert np.mean(objective.predict(x, thresholds) != y) == pytest.approx(objective.error(y, x))
+    p = objective.predict_proba(x, thresholds)
+    np.testing.assert_allclose(p.sum(1), 1)
+    assert np.array_equal(p.argmax(1), scores.argmax(1))
+    y, x = problem(2, n=2000)
+    thresholds = objective.thresholds(y, x)
+    p = objective.predict_proba(x, thresholds)
+    assert p[:, 1].sum() == pytest.approx(y.sum())  # the projection of the batch
+    assert np.array_equal(objective.predict(x, thresholds), p.argmax(1))
+    with pytest.raises(ValueError, match=r"thresholds must have shape \[1\]"):
+        objective.predict(x, [0.0, 1.0])
+
+
+def test_the_loss_is_the_mean():
+    y, x = problem(3)
+    value = hypersimplex_loss(torch.tensor(x), torch.tensor(y).long(), kind="fenchel_young")
+    assert Objective().loss(y, x) == pytest.approx(value.item())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"kind": "hinge"}, ValueError, "kind must be one of"),
+        ({"tau": 0}, ValueError, r"tau must lie in \(0, inf\), got 0"),
+        ({"tau": "1"}, TypeError, "tau must be a real number"),
+        ({"k": 1.5}, ValueError, r"k must lie in \[0, 1\], got 1.5"),
+        ({"k": -1}, ValueError, "k must be at least 0, got -1"),
+        ({"k": "all"}, ValueError, "k must be one of 'targets'"),
+        ({"hessian": "exact"}, ValueError, "hessian must be one of 'diagonal', 'bound'"),
+        ({"floor": 0}, ValueError, r"floor must lie in \(0, inf\), got 0"),
+        ({"floor": 1.5}, ValueError, r"floor must lie in \(0, 1\], got 1.5"),
+        ({"threads": 0}, ValueError, "threads must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range(settings, error, message):
+    with pytest.raises(error, match=message):
+        Objective(**settings)
+
+
+X = np.linspace(-1, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([0, 1, 0, 1, 0, np.nan], X), ValueError, "labels must be integers from 0 to 1, got nan"),
+        (([0, 1, 0, 1, 0, 2], X), ValueError, "labels must be integers from 0 to 1, got 2"),
+        (([0, 1, 0, 1, 0, -1], X), ValueError, "labels must be integers from 0 to 1, got -1"),
+        (([0, 1, 0, 1, 0, 0.5], X), ValueError, "labels must be integers from 0 to 1, got 0.5"),
+        (([0, 1, 0, 1, 0, np.inf], X), ValueError, "labels must be integers from 0 to 1, got inf"),
+        (([0, 1, 2, 1, 0, 3], np.ones((6, 3))), ValueError, "labels must be integers from 0 to 2, got 3"),
+        (([0, 1, 2, 1, 0, np.nan], np.ones((6, 3))), ValueError, "labels must be integers from 0 to 2, got nan"),
+        (([0, 1, 2, 1, 0, 0.5], np.ones((6, 3))), ValueError, "labels must be integers from 0 to 2, got 0.5"),
+        (([1] * 6, X), ValueError, "labels must be of at least two classes, got 1 alone"),
+        (([2] * 6, np.ones((6, 3))), ValueError, "labels must be of at least two classes, got 2 alone"),
+        (([0, 1, 0], X), ValueError, r"labels must have shape \[6\], one per sample, got \[3\]"),
+        ((list("abcabc"), X), TypeError, "labels must be numbers 0, 1, ..., got <U1"),
+        (([0, 1] * 3, np.ones((2, 3, 1))), ValueError, r"margins must have shape \[n\] or \[n, C\]"),
+        (([], np.ones(0)), ValueError, "margins must have at least one sample, got none"),
+        (([0, 1] * 3, np.ones(6, int)), TypeError, "margins must be float32 or float64, got int64"),
+        (([0, 1] * 3, torch.ones(6)), TypeError, "margins must be a NumPy array, got a Tensor"),
+        (([0, 1] * 3, np.where(X > 0.9, np.nan, X)), ValueError, "margins must be numbers, got nan in 1 of 6 entries"),
+        (([0, 1] * 3, X, [1, 1, 1, 1, 1, -1]), ValueError, "sample_weight must be finite, at least 0 .* got -1"),
+        (([0, 1] * 3, X, [1, 1, 1, 1, 1, np.nan]), ValueError, "sample_weight must be finite, at least 0 .* got nan"),
+        (([0, 1] * 3, X, [0] * 6), ValueError, "sample_weight must be .* got all 0"),
+        (([0, 1] * 3, X, [1, 1]), ValueError, r"sample_weight must have shape \[6\], one per sample, got \[2\]"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    for call in (Objective(), Objective().loss, Objective().error, Objective().thresholds):
+        with pytest.raises(error, match=message):
+            call(*arguments)
+
+
+def test_a_mass_out_of_range_of_the_batch():
+    with pytest.raises(ValueError, match=r"k must lie in \[0, 6\].* got 7"):
+        Objective(k=7)([0, 1] * 3, X)
+
+
+def test_a_nan_in_weighted_margins():
+    with pytest.raises(ValueError, match="margins must be numbers, got nan in 1 of 6"):
+        Objective()([0, 1] * 3, np.where(X > 0.9, np.nan, X), [1, 2] * 3)
+
+
+def test_what_cannot_be_served_is_refused_with_the_reason():
+    class Collection:
+        __module__ = "dask.array.core"
+
+    with pytest.raises(NotImplementedError, match="compares all samples"):
+        Objective()(Collection(), X)
+    for method in ("calc_ders_range", "calc_ders_multi"):
+        with pytest.raises(NotImplementedError, match="CatBoost hands a custom loss the training set in blocks"):
+            getattr(Objective(), method)([], [], [])
+
+    class Foreign:
+        def get_label(self):
+            return X
+
+    with pytest.raises(TypeError, match="must be LightGBM's Dataset or XGBoost's DMatrix, got Foreign"):
+        Objective()(X, Foreign())
+
+
+def test_the_checker_finds_wrong_derivatives():
+    y, x = problem(2)
+
+    def logloss(y, x):
+        return float(np.logaddexp(0, np.where(y > 0, -x, x)).sum())
+
+    def right(y, x):
+        p = 1 / (1 + np.exp(-x))
+        return p - y, p * (1 - p)
+
+    assert check_objective(right, y, x, loss=logloss).held == 0
+    with pytest.raises(AssertionError, match="the gradient at sample"):
+        check_objective(lambda y, x: (2 * right(y, x)[0], right(y, x)[1] * 2), y, x, loss=logloss)
+    with pytest.raises(AssertionError, match=r"the Hessian at sample .* must be at least"):
+        check_objective(lambda y, x: (right(y, x)[0], right(y, x)[1] / 2), y, x, loss=logloss)
+    with pytest.raises(AssertionError, match="must have the shape of the margins"):
+        check_objective(lambda y, x: (right(y, x)[0][:, None], right(y, x)[1]), y, x, loss=logloss)
+
+
+def test_copies_are_equal():
+    objective = Objective("squared", tau=2, threads=3)
+    assert pickle.loads(pickle.dumps(objective)) == objective
+    assert {objective: 1}[pickle.loads(pickle.dumps(objective))] == 1
+    assert repr(objective).startswith("Objective(kind='squared', tau=2.0, k='targets', hessian='diagonal', floor=0.1")
+    assert objective != Objective("squared")
+
+
+def test_neither_library_is_imported_and_a_missing_one_is_named():
+    code = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lightgbm", "xgboost"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Missing())
+import hypersimplex_ext
+assert "hypersimplex_ext.boosting" not in sys.modules
+from hypersimplex_ext import boosting
+boosting.Objective()([0, 1, 1], __import__("numpy").zeros(3))
+for name, package in (("LGBMClassifier", "lightgbm"), ("XGBClassifier", "xgboost")):
+    assert name in dir(boosting)
+    try:
+        getattr(boosting, name)
+    except ImportError as error:
+        assert f"{name} needs {package}: pip install {package}" in str(error), error
+    else:
+        raise AssertionError(name)
+try:
+    boosting.CatBoostClassifier
+except AttributeError as error:
+    assert "CatBoostClassifier" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
