@@ -1,0 +1,109 @@
+"""What the two classifiers share: settings, metrics by name, and what follows from scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _scores
+from ._arrays import Array
+from ._objective import Objective
+
+SETTINGS = ("kind", "tau", "k", "hessian", "floor", "weighted_mass")
+_ERRORS = ("error", "binary_error", "multi_error", "merror", "multi_error")
+
+
+def objective_of(estimator: Any, threads: int | None) -> Objective:
+    """The objective of an estimator's settings."""
+    return Objective(**{name: getattr(estimator, name) for name in SETTINGS}, threads=threads)
+
+
+def refuse_objective(parameters: dict[str, Any]) -> None:
+    """Raise for an objective: it is what the settings say."""
+    if "objective" in parameters:
+        raise TypeError(f"objective must be left alone: {', '.join(SETTINGS)} say which it is")
+
+
+def check_labels(y: Any) -> None:
+    """Raise for one class alone. All else is checked by those who encode labels."""
+    labels = np.asarray(y)
+    if labels.ndim == 1 and len(labels) and (labels == labels[0]).all():
+        raise ValueError(f"y must have at least two classes, got one class: {labels[0]!r}")
+
+
+def flat(y: Any) -> Array:
+    """Labels [n].
+
+    Raises:
+        ValueError: There is a nan, or they have more than one dimension.
+    """
+    from sklearn.utils import column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+
+    labels: Array = column_or_1d(y, warn=True)
+    check_classification_targets(labels)
+    return labels
+
+
+def encoded(y: Any, classes: Array) -> Any:
+    """Labels, or a tuple of some for each evaluation set, as indices of classes.
+
+    Raises:
+        ValueError: A label is none of the classes.
+    """
+    if isinstance(y, tuple):
+        return tuple(encoded(one, classes) for one in y)
+    labels = np.asarray(y)
+    codes = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    if labels.ndim != 1 or not np.array_equal(classes[codes], labels):
+        raise ValueError(f"labels must be [n], of the classes {classes.tolist()}, got {labels.tolist()[:5]}...")
+    return codes
+
+
+def weights_with_classes(sample_weight: Any, class_weight: Any, y: Any) -> Any:
+    """The weights of samples, times those of their classes."""
+    if class_weight is None:
+        return sample_weight
+    from sklearn.utils.class_weight import compute_sample_weight  # type: ignore[import-untyped]
+
+    of_classes = compute_sample_weight(class_weight, y)
+    return of_classes if sample_weight is None else of_classes * np.asarray(sample_weight)
+
+
+def own_metric(name: Any) -> str | None:
+    """Which metric of the objective goes by this name: "loss", "error" or none."""
+    if name == "loss":
+        return "loss"
+    return "error" if name in _ERRORS else None
+
+
+def unknown_metric(name: Any, others: tuple[str, ...]) -> str:
+    """The message for a metric that would take margins for probabilities, or is none."""
+    served = ", ".join(map(repr, ("loss", "error", *others)))
+    return f"eval_metric must be one of {served}, or a function of labels and margins, got {name!r}"
+
+
+def refuse_iterations(options: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Raise for iterations other than the best: thresholds are of its margins."""
+    for name in names:
+        if options.get(name) not in (None, 0):
+            raise ValueError(
+                f"{name} must be left alone, as thresholds are those of the best iteration, got {options[name]}: take "
+                "raw margins of others, and Objective.thresholds of those of the training set"
+            )
+
+
+def decision(scores: Array) -> Array:
+    """Scores, of which the binary are shifted so that class 1 is above 0."""
+    return scores - 0.5 if scores.ndim == 1 else scores
+
+
+def indices(decision: Array) -> Array:
+    """The class indices [n] of a decision."""
+    return _scores.labels(decision + 0.5 if decision.ndim == 1 else decision)
+
+
+def probabilities(decision: Array) -> Array:
+    """The probabilities [n, C] of a decision."""
+    return _scores.probabilities(decision + 0.5 if decision.ndim == 1 else decision)

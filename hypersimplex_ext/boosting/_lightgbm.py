@@ -1,0 +1,197 @@
+"""LightGBM's classifier with the HyperSimplex loss, which predicts at the thresholds of its training set."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from . import _classifiers
+from ._arrays import Array
+from ._objective import Objective
+
+_lightgbm: Any = importlib.import_module("lightgbm")
+_Base: Any = _lightgbm.LGBMClassifier
+_predict: Any = _lightgbm.LGBMModel.predict  # which knows nothing of labels
+
+_RANK_METRICS = ("auc", "auc_mu", "average_precision")
+_IGNORED = ("scale_pos_weight", "is_unbalance", "unbalance", "unbalanced_sets")  # by LightGBM, beside an objective
+
+
+class LGBMClassifier(_Base):  # type: ignore[misc]
+    """`lightgbm.LGBMClassifier`, trained on the HyperSimplex loss of the whole training set.
+
+    Everything is as there, except that the objective is :class:`Objective` with the first settings below, and that
+    `predict`, `predict_proba` and `decision_function` use thresholds, those of the training set's margins at the best
+    iteration.
+
+    Args:
+        kind: As :class:`Objective` takes it, like the five that follow.
+        tau: Likewise.
+        k: Likewise.
+        hessian: Likewise.
+        floor: Likewise.
+        weighted_mass: Likewise; sample weights and `class_weight` move what is predicted.
+        **parameters: Those of `lightgbm.LGBMClassifier` but `objective`, and LightGBM's own.
+
+    Attributes:
+        thresholds_: [C], binary [1], in the units of the margins.
+        objective_: The objective.
+
+    Metrics of `eval_metric`, for early stopping and the like: "loss", the default, the mean of the loss over an
+    evaluation set; "error", the share of wrong labels at the thresholds of that set; LightGBM's "auc",
+    "average_precision" and "auc_mu"; functions, which are given raw margins. `init_score` is handed to `predict` and
+    the others too, where the model was trained on one.
+
+    Example:
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> x, y = load_breast_cancer(return_X_y=True)
+        >>> model = LGBMClassifier(n_estimators=20, verbosity=-1).fit(x[::2], y[::2])
+        >>> bool(model.score(x[1::2], y[1::2]) > 0.9)
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str = "fenchel_young",
+        tau: float = 1.0,
+        k: float | str = "targets",
+        hessian: str = "diagonal",
+        floor: float = 0.1,
+        weighted_mass: bool = True,
+        **parameters: Any,
+    ) -> None:
+        _classifiers.refuse_objective(parameters)
+        super().__init__(**parameters)
+        self.kind = kind
+        self.tau = tau
+        self.k = k
+        self.hessian = hessian
+        self.floor = floor
+        self.weighted_mass = weighted_mass
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """As LightGBM's, without `objective`."""
+        parameters: dict[str, Any] = super().get_params(deep)
+        parameters.pop("objective", None)
+        return parameters
+
+    def set_params(self, **parameters: Any) -> LGBMClassifier:
+        """As LightGBM's, but for `objective`, which raises."""
+        _classifiers.refuse_objective(parameters)
+        super().set_params(**parameters)
+        return self
+
+    @property
+    def objective_(self) -> Objective:
+        """The objective of these settings."""
+        return _classifiers.objective_of(self, self._threads())
+
+    def _threads(self) -> int | None:
+        """How many LightGBM was told to use, if it was."""
+        return None if self.n_jobs is None or self.n_jobs == 0 else int(self._process_n_jobs(self.n_jobs))
+
+    def _process_params(self, stage: str) -> dict[str, Any]:
+        """What LightGBM is given, without what it does not know."""
+        parameters: dict[str, Any] = super()._process_params(stage)
+        for name in _classifiers.SETTINGS:
+            parameters.pop(name, None)
+        parameters["objective"] = self.objective_ if stage == "fit" else "None"
+        if parameters.get("metric") in ("binary", "multiclass", "binary_logloss", "multi_logloss"):
+            parameters["metric"] = "None"  # it would take margins for probabilities
+        return parameters
+
+    def fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any = None,
+        init_score: Any = None,
+        eval_set: Any = None,
+        *,
+        eval_metric: Any = None,
+        **others: Any,
+    ) -> LGBMClassifier:
+        """As LightGBM's, with `eval_metric` as above.
+
+        Raises:
+            ValueError: `y` has one class alone, a setting is out of its range, or a parameter or metric cannot be
+                served with this loss.
+        """
+        objective = self.objective_
+        _classifiers.check_labels(y)
+        for name in _IGNORED:
+            if self.get_params().get(name) not in (None, False, 1):
+                raise ValueError(f"{name} must be left alone, as LightGBM ignores it beside an objective: use class_weight")
+        evaluated = eval_set is not None or others.get("eval_X") is not None
+        if others.get("eval_y") is not None:  # which LightGBM does not encode
+            others["eval_y"] = _classifiers.encoded(others["eval_y"], np.unique(np.asarray(y)))
+        metrics = _metrics(objective, ["loss"] if evaluated and eval_metric is None else eval_metric)
+        super().fit(
+            X, y, sample_weight=sample_weight, init_score=init_score, eval_set=eval_set, eval_metric=metrics, **others
+        )
+        self._on_init_score = init_score is not None
+        weight = _classifiers.weights_with_classes(sample_weight, self.class_weight, y)
+        codes = self._le.transform(y)
+        self.thresholds_: Array = objective.thresholds(codes, self._margins(X, init_score), weight)
+        return self
+
+    def _margins(self, X: Any, init_score: Any, **options: Any) -> Array:  # noqa: N803
+        """Raw scores [n] or [n, C], with the initial ones."""
+        margins: Array = _predict(self, X, raw_score=True, **options)
+        if init_score is None:
+            if getattr(self, "_on_init_score", False):
+                raise ValueError("init_score must be given, as the model was trained on top of one, got None")
+            return margins
+        start = np.asarray(init_score, np.float64)
+        shape = margins.shape[::-1] if start.ndim == 1 and margins.ndim > 1 else margins.shape
+        if start.size != margins.size:
+            raise ValueError(f"init_score must have shape {list(margins.shape)}, got {list(start.shape)}")
+        return margins + (start.reshape(shape).T if shape != margins.shape else start.reshape(shape))
+
+    def decision_function(self, X: Any, *, init_score: Any = None, **options: Any) -> Array:  # noqa: N803
+        """Scores (x - T) / tau of margins x at thresholds T: [n, C], or binary, minus 1/2, [n], above 0 for class 1."""
+        _classifiers.refuse_iterations(options, ("start_iteration", "num_iteration"))
+        return _classifiers.decision(self.objective_.scores(self._margins(X, init_score, **options), self.thresholds_))
+
+    def predict(self, X: Any, raw_score: bool = False, *, init_score: Any = None, **options: Any) -> Any:  # noqa: N803
+        """Labels [n], at the thresholds of the training set; or what LightGBM's other options ask for."""
+        if raw_score or options.get("pred_leaf") or options.get("pred_contrib"):
+            return _predict(self, X, raw_score=raw_score, **options)
+        decision = self.decision_function(X, init_score=init_score, **options)
+        return self.classes_[_classifiers.indices(decision)]
+
+    def predict_proba(self, X: Any, raw_score: bool = False, *, init_score: Any = None, **options: Any) -> Any:  # noqa: N803
+        """Probabilities [n, C]: binary the clipped score, else the distribution nearest to the scores."""
+        if raw_score or options.get("pred_leaf") or options.get("pred_contrib"):
+            return _predict(self, X, raw_score=raw_score, **options)
+        return _classifiers.probabilities(self.decision_function(X, init_score=init_score, **options))
+
+
+class _Metric:
+    """A metric as LightGBM's scikit-learn API calls one, by the number of its parameters."""
+
+    def __init__(self, objective: Objective, name: str) -> None:
+        self.objective, self.name = objective, name
+
+    def __call__(self, labels: Array, margins: Array, weight: Array | None) -> tuple[str, float, bool]:
+        return self.name, getattr(self.objective, self.name)(labels, margins, weight), False
+
+
+def _metrics(objective: Objective, given: Any) -> Any:
+    """Metrics by name as functions, and those of LightGBM that go by the order of margins as they are."""
+    if given is None:
+        return None
+    names = list(given) if isinstance(given, (list, tuple)) else [given]
+    metrics = []
+    for name in names:
+        own = None if callable(name) else _classifiers.own_metric(name)
+        if own:
+            metrics.append(_Metric(objective, own))
+        elif callable(name) or name in _RANK_METRICS:
+            metrics.append(name)
+        else:
+            raise ValueError(_classifiers.unknown_metric(name, _RANK_METRICS))
+    return metrics

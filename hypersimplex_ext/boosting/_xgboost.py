@@ -1,0 +1,241 @@
+"""XGBoost's classifier with the HyperSimplex loss, which predicts at the thresholds of its training set."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+import numpy as np
+
+from . import _classifiers
+from ._arrays import Array
+from ._objective import Objective
+
+_xgboost: Any = importlib.import_module("xgboost")
+_Base: Any = _xgboost.XGBClassifier
+_predict: Any = _xgboost.XGBModel.predict  # which knows nothing of labels
+
+_RANK_METRICS = ("auc", "aucpr")
+_ATTRIBUTE = "hypersimplex_ext"  # of a booster, under which a saved model keeps what prediction needs
+
+
+class XGBClassifier(_Base):  # type: ignore[misc]
+    """`xgboost.XGBClassifier`, trained on the HyperSimplex loss of the whole training set.
+
+    Everything is as there, except that the objective is :class:`Objective` with the first settings below, that labels
+    may be of any type, and that `predict`, `predict_proba` and `decision_function` use thresholds, those of the
+    training set's margins at the best iteration.
+
+    Args:
+        kind: As :class:`Objective` takes it, like the five that follow.
+        tau: Likewise.
+        k: Likewise.
+        hessian: Likewise.
+        floor: Likewise.
+        weighted_mass: Likewise; sample weights move what is predicted.
+        **parameters: Those of `xgboost.XGBClassifier` but `objective`, and XGBoost's own.
+
+    Attributes:
+        thresholds_: [C], binary [1], in the units of the margins.
+        objective_: The objective.
+        classes_: The labels.
+
+    Metrics of `eval_metric`, for early stopping and the like: "loss", the default, the mean of the loss over an
+    evaluation set; "error", the share of wrong labels at the thresholds of that set; XGBoost's "auc" and "aucpr";
+    functions, which are given raw margins. `base_margin` is handed to `predict` and the others too, where the model was
+    trained on one. A model that is saved and loaded keeps thresholds, settings and, if JSON can hold them, labels.
+
+    Example:
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> x, y = load_breast_cancer(return_X_y=True)
+        >>> model = XGBClassifier(n_estimators=20).fit(x[::2], y[::2])
+        >>> bool(model.score(x[1::2], y[1::2]) > 0.9)
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str = "fenchel_young",
+        tau: float = 1.0,
+        k: float | str = "targets",
+        hessian: str = "diagonal",
+        floor: float = 0.1,
+        weighted_mass: bool = True,
+        **parameters: Any,
+    ) -> None:
+        _classifiers.refuse_objective(parameters)
+        super().__init__(**parameters)
+        self.kind = kind
+        self.tau = tau
+        self.k = k
+        self.hessian = hessian
+        self.floor = floor
+        self.weighted_mass = weighted_mass
+
+    def _more_tags(self) -> dict[str, Any]:
+        """As XGBoost's, without labels of several classes at once."""
+        return dict(super()._more_tags(), multilabel=False)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """As XGBoost's, without `objective`."""
+        parameters: dict[str, Any] = super().get_params(deep)
+        parameters.pop("objective", None)
+        return parameters
+
+    def set_params(self, **parameters: Any) -> XGBClassifier:
+        """As XGBoost's, but for `objective`, which raises."""
+        _classifiers.refuse_objective(parameters)
+        super().set_params(**parameters)
+        return self
+
+    def get_xgb_params(self) -> dict[str, Any]:
+        """What XGBoost is given, without what it does not know; and no metric that takes margins for probabilities."""
+        parameters: dict[str, Any] = super().get_xgb_params()
+        for name in _classifiers.SETTINGS:
+            parameters.pop(name, None)
+        if isinstance(parameters.get("eval_metric"), str) or self.eval_metric is None:
+            parameters.pop("eval_metric", None)
+        return parameters | {"disable_default_eval_metric": True}
+
+    @property
+    def objective_(self) -> Objective:
+        """The objective of these settings."""
+        return _classifiers.objective_of(self, self.n_jobs if self.n_jobs and self.n_jobs > 0 else None)
+
+    @property
+    def classes_(self) -> Array:
+        """The labels [C]."""
+        labels: Array = self._labels if hasattr(self, "_labels") else super().classes_
+        return labels
+
+    def fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        sample_weight: Any = None,
+        base_margin: Any = None,
+        eval_set: Any = None,
+        verbose: Any = False,
+        **others: Any,
+    ) -> XGBClassifier:
+        """As XGBoost's, with labels of any type.
+
+        Raises:
+            ValueError: `y` has one class alone, a nan or more than one dimension; a setting is out of its range; or a
+                parameter or metric cannot be served with this loss.
+        """
+        objective = self.objective_
+        _classifiers.check_labels(y)
+        if self.scale_pos_weight not in (None, 1):
+            raise ValueError(
+                f"scale_pos_weight must be left alone, as XGBoost ignores it beside an objective: use sample_weight, "
+                f"got {self.scale_pos_weight}"
+            )
+        labels = _classifiers.flat(y)
+        classes = np.unique(labels)
+        codes = _classifiers.encoded(labels, classes)
+        if eval_set is not None:
+            eval_set = [(x, codes if own is y else _classifiers.encoded(own, classes)) for x, own in eval_set]
+        given = self.eval_metric
+        self.eval_metric = _metrics(objective, given)
+        self.objective = objective
+        self.__dict__.pop("_labels", None)  # in training classes are 0, 1, ...
+        try:
+            super().fit(
+                X, codes, sample_weight=sample_weight, base_margin=base_margin, eval_set=eval_set, verbose=verbose,
+                **others,
+            )  # fmt: skip
+        finally:
+            self.eval_metric = given
+            self.objective = None
+        self._labels = classes
+        self._on_base_margin = base_margin is not None
+        self.thresholds_: Array = objective.thresholds(codes, self._margins(X, base_margin), sample_weight)
+        return self
+
+    def _margins(self, X: Any, base_margin: Any, **options: Any) -> Array:  # noqa: N803
+        """Raw scores [n] or [n, C], with the base margin."""
+        if base_margin is None and getattr(self, "_on_base_margin", False):
+            raise ValueError("base_margin must be given, as the model was trained on top of one, got None")
+        margins: Array = _predict(self, X, output_margin=True, base_margin=base_margin, **options)
+        return margins
+
+    def decision_function(self, X: Any, *, base_margin: Any = None, **options: Any) -> Array:  # noqa: N803
+        """Scores (x - T) / tau of margins x at thresholds T: [n, C], or binary, minus 1/2, [n], above 0 for class 1."""
+        self.get_booster()  # raises before it is trained
+        if options.get("iteration_range") is not None:
+            _classifiers.refuse_iterations(options, ("iteration_range",))
+        return _classifiers.decision(self.objective_.scores(self._margins(X, base_margin, **options), self.thresholds_))
+
+    def predict(
+        self,
+        X: Any,  # noqa: N803
+        *,
+        output_margin: bool = False,
+        base_margin: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Labels [n], at the thresholds of the training set; or raw margins."""
+        if output_margin:
+            return _predict(self, X, output_margin=True, base_margin=base_margin, **options)
+        return self.classes_[_classifiers.indices(self.decision_function(X, base_margin=base_margin, **options))]
+
+    def predict_proba(
+        self,
+        X: Any,  # noqa: N803
+        validate_features: bool = True,
+        base_margin: Any = None,
+        **options: Any,
+    ) -> Array:
+        """Probabilities [n, C]: binary the clipped score, else the distribution nearest to the scores."""
+        options["validate_features"] = validate_features
+        return _classifiers.probabilities(self.decision_function(X, base_margin=base_margin, **options))
+
+    def save_model(self, fname: Any) -> None:
+        """As XGBoost's, with thresholds, settings and, if JSON can hold them, labels."""
+        labels = self._labels.tolist()
+        kept = {
+            "thresholds": self.thresholds_.tolist(),
+            "settings": {name: getattr(self, name) for name in _classifiers.SETTINGS},
+            "labels": labels if all(isinstance(label, (str, int, float, bool)) for label in labels) else None,
+            "on_base_margin": self._on_base_margin,
+        }
+        self.get_booster().set_attr(**{_ATTRIBUTE: json.dumps(kept)})
+        super().save_model(fname)
+
+    def load_model(self, fname: Any) -> None:
+        """As XGBoost's.
+
+        Raises:
+            ValueError: The model was not saved by this class.
+        """
+        super().load_model(fname)
+        text = self.get_booster().attr(_ATTRIBUTE)
+        if text is None:
+            raise ValueError(f"fname must be a model saved by {type(self).__module__}, got {fname!r}, without thresholds")
+        kept = json.loads(text)
+        self.objective = None
+        for name, value in kept["settings"].items():
+            setattr(self, name, value)
+        self.thresholds_ = np.array(kept["thresholds"], np.float64)
+        labels = kept["labels"]
+        self._labels = np.arange(self.n_classes_) if labels is None else np.array(labels)
+        self._on_base_margin = kept["on_base_margin"]
+
+
+def _metrics(objective: Objective, given: Any) -> Any:
+    """Metrics by name as methods of the objective, and those of XGBoost that go by the order of margins as they are."""
+    names = ["loss"] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    metrics = []
+    for name in names:
+        own = None if callable(name) else _classifiers.own_metric(name)
+        if own:
+            metrics.append(getattr(objective, own))
+        elif callable(name) or name in _RANK_METRICS:
+            metrics.append(name)
+        else:
+            raise ValueError(_classifiers.unknown_metric(name, _RANK_METRICS))
+    return metrics[0] if len(metrics) == 1 else metrics
