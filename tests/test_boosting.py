@@ -222,7 +222,7 @@ X = np.linspace(-1, 1, 6)
         (([0, 1] * 3, np.where(X > 0.9, np.nan, X)), ValueError, "margins must be numbers, got nan in 1 of 6 entries"),
         (([0, 1] * 3, X, [1, 1, 1, 1, 1, -1]), ValueError, "sample_weight must be finite, at least 0 .* got -1"),
         (([0, 1] * 3, X, [1, 1, 1, 1, 1, np.nan]), ValueError, "sample_weight must be finite, at least 0 .* got nan"),
-        (([0, 1] * 3, X, [0] * 6), ValueError, "sample_weight must be .* got all 0"),
+        (([0, 1] * 3, X, [0] * 6), ValueError, "sample_weight must be .* got zeros"),
         (([0, 1] * 3, X, [1, 1]), ValueError, r"sample_weight must have shape \[6\], one per sample, got \[2\]"),
     ],
 )

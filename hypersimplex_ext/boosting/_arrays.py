@@ -68,8 +68,8 @@ def weights(value: Any, x: Tensor) -> Tensor | None:
     array = np.ascontiguousarray(array, np.float64)
     least, total = array.min(), array.sum()
     if not (least >= 0 and 0 < total < np.inf):
-        came = "all 0" if total == 0 else least if not least >= 0 else total
-        raise ValueError(f"sample_weight must be finite, at least 0 and not all 0, got {came}")
+        came = "zeros" if total == 0 else least if not least >= 0 else total
+        raise ValueError(f"sample_weight must be finite, at least 0 and not all zero, got {came}")
     return _shared(array)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,23 @@ from ._arrays import Array
 from ._objective import Objective
 
 SETTINGS = ("kind", "tau", "k", "hessian", "floor", "weighted_mass")
-_ERRORS = ("error", "binary_error", "multi_error", "merror", "multi_error")
+_ERRORS = ("error", "binary_error", "multi_error", "merror")
 
 
-def objective_of(estimator: Any, threads: int | None) -> Objective:
+def _sklearn(utility: str) -> Any:
+    return importlib.import_module(f"sklearn.utils.{utility}")
+
+
+def objective_of(estimator: Any) -> Objective:
     """The objective of an estimator's settings."""
-    return Objective(**{name: getattr(estimator, name) for name in SETTINGS}, threads=threads)
+    return Objective(**{name: getattr(estimator, name) for name in SETTINGS}, threads=threads_of(estimator.n_jobs))
+
+
+def threads_of(n_jobs: int | None) -> int | None:
+    """How many threads `n_jobs` allows, as joblib counts; None where it leaves that to the library."""
+    if not n_jobs:
+        return None
+    return n_jobs if n_jobs > 0 else max((os.cpu_count() or 1) + 1 + n_jobs, 1)
 
 
 def refuse_objective(parameters: dict[str, Any]) -> None:
@@ -26,8 +39,10 @@ def refuse_objective(parameters: dict[str, Any]) -> None:
 
 
 def check_labels(y: Any) -> None:
-    """Raise for one class alone. All else is checked by those who encode labels."""
-    labels = np.asarray(y)
+    """Raise for a nan and for one class alone. All else is checked by those who encode labels."""
+    labels = _column(y)
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError("y must be labels, got NaN or infinity")
     if labels.ndim == 1 and len(labels) and (labels == labels[0]).all():
         raise ValueError(f"y must have at least two classes, got one class: {labels[0]!r}")
 
@@ -36,14 +51,16 @@ def flat(y: Any) -> Array:
     """Labels [n].
 
     Raises:
-        ValueError: There is a nan, or they have more than one dimension.
+        ValueError: They are no classes, or have more than one dimension.
     """
-    from sklearn.utils import column_or_1d
-    from sklearn.utils.multiclass import check_classification_targets
-
-    labels: Array = column_or_1d(y, warn=True)
-    check_classification_targets(labels)
+    labels: Array = _sklearn("validation").column_or_1d(y, warn=True)
+    _sklearn("multiclass").check_classification_targets(labels)
     return labels
+
+
+def _column(y: Any) -> Array:
+    labels = np.asarray(y)
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def encoded(y: Any, classes: Array) -> Any:
@@ -54,7 +71,7 @@ def encoded(y: Any, classes: Array) -> Any:
     """
     if isinstance(y, tuple):
         return tuple(encoded(one, classes) for one in y)
-    labels = np.asarray(y)
+    labels = _column(y)
     codes = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
     if labels.ndim != 1 or not np.array_equal(classes[codes], labels):
         raise ValueError(f"labels must be [n], of the classes {classes.tolist()}, got {labels.tolist()[:5]}...")
@@ -65,9 +82,7 @@ def weights_with_classes(sample_weight: Any, class_weight: Any, y: Any) -> Any:
     """The weights of samples, times those of their classes."""
     if class_weight is None:
         return sample_weight
-    from sklearn.utils.class_weight import compute_sample_weight  # type: ignore[import-untyped]
-
-    of_classes = compute_sample_weight(class_weight, y)
+    of_classes: Array = _sklearn("class_weight").compute_sample_weight(class_weight, y)
     return of_classes if sample_weight is None else of_classes * np.asarray(sample_weight)
 
 

@@ -87,11 +87,7 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
     @property
     def objective_(self) -> Objective:
         """The objective of these settings."""
-        return _classifiers.objective_of(self, self._threads())
-
-    def _threads(self) -> int | None:
-        """How many LightGBM was told to use, if it was."""
-        return None if self.n_jobs is None or self.n_jobs == 0 else int(self._process_n_jobs(self.n_jobs))
+        return _classifiers.objective_of(self)
 
     def _process_params(self, stage: str) -> dict[str, Any]:
         """What LightGBM is given, without what it does not know."""
@@ -99,6 +95,8 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
         for name in _classifiers.SETTINGS:
             parameters.pop(name, None)
         parameters["objective"] = self.objective_ if stage == "fit" else "None"
+        # With an objective that is not its own, LightGBM fails where its filter leaves no feature to split.
+        parameters.setdefault("feature_pre_filter", False)
         if parameters.get("metric") in ("binary", "multiclass", "binary_logloss", "multi_logloss"):
             parameters["metric"] = "None"  # it would take margins for probabilities
         return parameters
@@ -124,17 +122,22 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
         _classifiers.check_labels(y)
         for name in _IGNORED:
             if self.get_params().get(name) not in (None, False, 1):
-                raise ValueError(f"{name} must be left alone, as LightGBM ignores it beside an objective: use class_weight")
+                raise ValueError(
+                    f"{name} must be left alone, as LightGBM ignores it beside an objective: use class_weight"
+                )
         evaluated = eval_set is not None or others.get("eval_X") is not None
+        classes = np.unique(np.asarray(y))
         if others.get("eval_y") is not None:  # which LightGBM does not encode
-            others["eval_y"] = _classifiers.encoded(others["eval_y"], np.unique(np.asarray(y)))
+            others["eval_y"] = _classifiers.encoded(others["eval_y"], classes)
+        for _, labels in [eval_set] if isinstance(eval_set, tuple) else eval_set or []:
+            _classifiers.encoded(labels, classes)  # raises for others, which LightGBM takes for one of them
         metrics = _metrics(objective, ["loss"] if evaluated and eval_metric is None else eval_metric)
         super().fit(
             X, y, sample_weight=sample_weight, init_score=init_score, eval_set=eval_set, eval_metric=metrics, **others
         )
         self._on_init_score = init_score is not None
         weight = _classifiers.weights_with_classes(sample_weight, self.class_weight, y)
-        codes = self._le.transform(y)
+        codes = _classifiers.encoded(y, classes)
         self.thresholds_: Array = objective.thresholds(codes, self._margins(X, init_score), weight)
         return self
 

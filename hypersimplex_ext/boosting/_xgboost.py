@@ -54,6 +54,9 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         True
     """
 
+    objective: Any  # known in training alone
+    eval_metric: Any
+
     def __init__(
         self,
         *,
@@ -74,9 +77,11 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         self.floor = floor
         self.weighted_mass = weighted_mass
 
-    def _more_tags(self) -> dict[str, Any]:
+    def __sklearn_tags__(self) -> Any:
         """As XGBoost's, without labels of several classes at once."""
-        return dict(super()._more_tags(), multilabel=False)
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = False
+        return tags
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """As XGBoost's, without `objective`."""
@@ -102,7 +107,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
     @property
     def objective_(self) -> Objective:
         """The objective of these settings."""
-        return _classifiers.objective_of(self, self.n_jobs if self.n_jobs and self.n_jobs > 0 else None)
+        return _classifiers.objective_of(self)
 
     @property
     def classes_(self) -> Array:
@@ -181,7 +186,8 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         """Labels [n], at the thresholds of the training set; or raw margins."""
         if output_margin:
             return _predict(self, X, output_margin=True, base_margin=base_margin, **options)
-        return self.classes_[_classifiers.indices(self.decision_function(X, base_margin=base_margin, **options))]
+        decision = self.decision_function(X, base_margin=base_margin, **options)
+        return self.classes_[_classifiers.indices(decision)]
 
     def predict_proba(
         self,
@@ -215,7 +221,9 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         super().load_model(fname)
         text = self.get_booster().attr(_ATTRIBUTE)
         if text is None:
-            raise ValueError(f"fname must be a model saved by {type(self).__module__}, got {fname!r}, without thresholds")
+            raise ValueError(
+                f"fname must be a model saved by {type(self).__module__}, got {fname!r}, without thresholds"
+            )
         kept = json.loads(text)
         self.objective = None
         for name, value in kept["settings"].items():
