@@ -134,7 +134,7 @@ def test_clones_pickles_and_dumps(kind, tmp_path):
 def test_grid_search(kind):
     x, y = data(2, n=300)
     given = np.array(["no", "yes"])[y]
-    search = GridSearchCV(made(kind, n_estimators=3), {"tau": [0.5, 1.0], "learning_rate": [0.3]}, cv=2, n_jobs=2)
+    search = GridSearchCV(made(kind, n_estimators=3), {"tau": [0.5, 1.0], "learning_rate": [0.3]}, cv=2)
     search.fit(x, given)
     assert search.best_score_ > 0.7
     assert search.best_estimator_.learning_rate == 0.3
@@ -288,7 +288,7 @@ def test_bad_input(kind):
 def test_threads_of_the_library_are_those_of_the_objective(kind, set_threads):
     set_threads(2)
     x, y = data(2)
-    models = [made(kind, n_jobs=n_jobs).fit(x, y) for n_jobs in (1, 2)]
+    models = [made(kind, n_estimators=2, n_jobs=n_jobs).fit(x, y) for n_jobs in (1, 2)]
     assert [model.objective_.threads for model in models] == [1, 2]
     np.testing.assert_allclose(models[0].thresholds_, models[1].thresholds_, atol=1e-6)
     assert torch.get_num_threads() == 2

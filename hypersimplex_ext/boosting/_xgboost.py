@@ -49,7 +49,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
     Example:
         >>> from sklearn.datasets import load_breast_cancer
         >>> x, y = load_breast_cancer(return_X_y=True)
-        >>> model = XGBClassifier(n_estimators=20).fit(x[::2], y[::2])
+        >>> model = XGBClassifier(n_estimators=20, n_jobs=1).fit(x[::2], y[::2])
         >>> bool(model.score(x[1::2], y[1::2]) > 0.9)
         True
     """
