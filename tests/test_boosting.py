@@ -182,6 +182,7 @@ def test_the_loss_is_the_mean():
     [
         ({"kind": "hinge"}, ValueError, "kind must be one of"),
         ({"tau": 0}, ValueError, r"tau must lie in \(0, inf\), got 0"),
+        ({"tau": 1e-20}, ValueError, r"tau must lie in \[1e-18, 1e\+18\], as 1 / tau\^2 is kept in float32, got 1e-20"),
         ({"tau": "1"}, TypeError, "tau must be a real number"),
         ({"k": 1.5}, ValueError, r"k must lie in \[0, 1\], got 1.5"),
         ({"k": -1}, ValueError, "k must be at least 0, got -1"),

@@ -93,41 +93,40 @@ def _check(thresholds: Tensor, x: Tensor) -> None:
         raise ValueError(f"margins must be numbers, got nan in {len(wrong)} of {x.numel()} entries")
 
 
-def _bound(settings: Settings) -> float:
-    """b, kept within float32, in which boosting libraries store what they sum up."""
-    bound = (2 if KINDS[settings.kind] == SQUARED else 1) / settings.tau / settings.tau
-    return min(max(bound, float(np.finfo(np.float32).tiny)), float(np.finfo(np.float32).max))
+def bound(settings: Settings) -> float:
+    """b, the largest curvature."""
+    return (2 if KINDS[settings.kind] == SQUARED else 1) / settings.tau / settings.tau
 
 
 def _hessian(x: Tensor, weight: Tensor | None, state: Tensor, settings: Settings) -> Tensor:
     """As `settings.hessian` says, where every sample has the same mass."""
-    bound = _bound(settings)
+    b = bound(settings)
     if settings.hessian == "bound":
-        return _of_samples(x, bound if weight is None else bound * weight)
+        return _of_samples(x, b if weight is None else b * weight)
     thresholds = _loss_ops.thresholds_of(state).numpy()
     active_entries = np.maximum(_loss_ops.numbers_of_entries(state)[0].numpy(), 1)
     if x.ndim > 1 and x.stride(0) != 1:  # in C order rows are short, and columns go one by one
         hessian = torch.empty_like(x)
         for c, (t, a) in enumerate(zip(thresholds, active_entries, strict=True)):
-            hessian[:, c] = torch.from_numpy(_diagonal(x[:, c].numpy(), t, a, weight, settings, bound))
+            hessian[:, c] = torch.from_numpy(_diagonal(x[:, c].numpy(), t, a, weight, settings, b))
         return hessian
-    return torch.from_numpy(_diagonal(x.numpy(), thresholds, active_entries, weight, settings, bound))
+    return torch.from_numpy(_diagonal(x.numpy(), thresholds, active_entries, weight, settings, b))
 
 
-def _diagonal(x: Array, t: Any, a: Any, weight: Tensor | None, settings: Settings, bound: float) -> Array:
+def _diagonal(x: Array, t: Any, a: Any, weight: Tensor | None, settings: Settings, b: float) -> Array:
     """The diagonal for thresholds t and numbers of active entries a: [n] with numbers, or [n, C] with [C] of them."""
     on = x > t.astype(x.dtype)
     on &= x < (t + settings.tau).astype(x.dtype)
     active: Array = on.astype(x.dtype)  # in the layout of x
     if weight is None:
-        active *= (np.maximum(1 - 1 / a, settings.floor) - settings.floor) * bound
-        active += settings.floor * bound
+        active *= (np.maximum(1 - 1 / a, settings.floor) - settings.floor) * b
+        active += settings.floor * b
         return active
     s = weight.numpy() if x.ndim == 1 else weight.numpy()[:, None]
     mean = np.where(on, s, 0.0).sum(0) / a
     own = s - mean / a if settings.kind != "squared" else s * (1 - 2 / a) + mean / a
-    active *= np.maximum(own - settings.floor * s, 0) * bound
-    active += settings.floor * bound * s
+    active *= np.maximum(own - settings.floor * s, 0) * b
+    active += settings.floor * b * s
     return active
 
 
@@ -159,8 +158,8 @@ def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[
 def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> Derivatives:
     """Where a sample counts as often as its weight says: the diagonal is b s_i (1 - s_i / sum_A s) on A."""
     assert arguments.sample_weight is not None
-    s, bound, squared = arguments.sample_weight.numpy(), _bound(settings), settings.kind == "squared"
-    gradient, hessian = torch.empty_like(x), _of_samples(x, bound * arguments.sample_weight)
+    s, b, squared = arguments.sample_weight.numpy(), bound(settings), settings.kind == "squared"
+    gradient, hessian = torch.empty_like(x), _of_samples(x, b * arguments.sample_weight)
     value, thresholds = 0.0, []
     for c, (column, x_c, t) in enumerate(_columns(x, arguments, settings)):
         g, h = (part if x.ndim == 1 else part[:, c] for part in (gradient.numpy(), hessian.numpy()))

@@ -16,6 +16,7 @@ from ._arrays import Array
 from ._derivatives import Settings
 
 HESSIANS = {"diagonal": 0, "bound": 1}
+LEAST, MOST = 1e-18, 1e18  # of temperatures
 _CATBOOST = (
     "CatBoost hands a custom loss the training set in blocks of rows, and on a GPU entry by entry: a loss that "
     "compares all samples cannot be expressed there. Use LightGBM or XGBoost"
@@ -92,7 +93,9 @@ class Objective:
             raise ValueError(f"floor must lie in (0, 1], got {share}")
         if threads is not None and _checks.integer("threads", threads) < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        mass, temperature = _checks.share("k", k), _checks.temperature(tau)
+        mass, temperature = _checks.share("k", k), _checks.positive("tau", tau, "a real number")
+        if not LEAST <= temperature <= MOST:
+            raise ValueError(f"tau must lie in [{LEAST:g}, {MOST:g}], as 1 / tau^2 is kept in float32, got {tau}")
         self.settings = Settings(kind, temperature, mass, hessian, share, bool(weighted_mass))
         self.threads = threads
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _classifiers
+from . import _classifiers, _derivatives
 from ._arrays import Array
 from ._objective import Objective
 
@@ -16,6 +16,7 @@ _xgboost: Any = importlib.import_module("xgboost")
 _Base: Any = _xgboost.XGBClassifier
 _predict: Any = _xgboost.XGBModel.predict  # which knows nothing of labels
 
+_ACTIVE_IN_LEAF = 20
 _RANK_METRICS = ("auc", "aucpr")
 _ATTRIBUTE = "hypersimplex_ext"  # of a booster, under which a saved model keeps what prediction needs
 
@@ -24,8 +25,9 @@ class XGBClassifier(_Base):  # type: ignore[misc]
     """`xgboost.XGBClassifier`, trained on the HyperSimplex loss of the whole training set.
 
     Everything is as there, except that the objective is :class:`Objective` with the first settings below, that labels
-    may be of any type, and that `predict`, `predict_proba` and `decision_function` use thresholds, those of the
-    training set's margins at the best iteration.
+    may be of any type, that `predict`, `predict_proba` and `decision_function` use thresholds, those of the training
+    set's margins at the best iteration, and that `min_child_weight` is by default the Hessian of 20 active samples,
+    20 / tau^2 or 40 / tau^2 for the squared loss: at XGBoost's own default of 1, leaves are fitted to single samples.
 
     Args:
         kind: As :class:`Objective` takes it, like the five that follow.
@@ -100,6 +102,8 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         parameters: dict[str, Any] = super().get_xgb_params()
         for name in _classifiers.SETTINGS:
             parameters.pop(name, None)
+        if parameters.get("min_child_weight") is None:
+            parameters["min_child_weight"] = _ACTIVE_IN_LEAF * _derivatives.bound(self.objective_.settings)
         if isinstance(parameters.get("eval_metric"), str) or self.eval_metric is None:
             parameters.pop("eval_metric", None)
         return parameters | {"disable_default_eval_metric": True}
