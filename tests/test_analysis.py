@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -238,3 +240,16 @@ def test_command_names_what_it_cannot_read(tmp_path, capsys, name, text, message
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_module_has_three_commands(monkeypatch, capsys):
+    for arguments, usage in (
+        (["analyze"], "analyze"),
+        (["sensitivity", "-h"], "sensitivity"),
+        (["--data", "none"], "[-h]"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["bench.training", *arguments])
+        with pytest.raises(SystemExit):
+            runpy.run_module("bench.training", run_name="__main__")
+        printed = capsys.readouterr()
+        assert f"usage: python -m bench.training {usage}" in printed.out + printed.err

@@ -2,6 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +104,35 @@ def test_interruption_keeps_finished_runs_and_stops_the_workers(tmp_path):
     assert [Run.of(record) for record in ResultsFile(tmp_path / "r.jsonl").records] == runs[:1]
 
 
+def test_workers_end_with_a_command_that_is_killed(tmp_path):
+    command = [sys.executable, "-m", "bench.training", "--epochs", "10000", "--workers", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+    workers = []
+    while not workers:
+        assert process.poll() is None
+        time.sleep(0.1)
+        workers = [int(pid) for pid in children_of(process.pid) if "spawn_main" in command_of(pid)]
+    process.kill()
+    process.wait()
+    for _ in range(600):
+        if not any("spawn_main" in command_of(pid) for pid in workers):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a worker outlived the command by a minute")
+
+
+def children_of(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def test_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
@@ -179,7 +212,7 @@ def test_epochs_of_other_batch_sizes(monkeypatch, tmp_path):
     monkeypatch.setattr(generalization, "_report", lambda records, out: None)
     assert main(["--data", "letter", "--batch-sizes", "64", "512", "1024", "full", "--seeds", "0"]) == 0
     assert {(run.batch_size, run.epochs) for run in seen} == {(64, 20), (512, 20), (1024, 40), (13333, 80)}
-    assert {run.lr for run in seen} == {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}
+    assert {run.lr for run in seen} == {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2}
 
 
 @pytest.mark.usefixtures("in_process")

@@ -7,10 +7,10 @@ import torch
 from bench.training import methods, training
 from bench.training.data import load
 from bench.training.dataset import Dataset
-from bench.training.methods import METHODS, OTHERS, ModifiedHuber, SoftmaxSquaredError, active_share, method, predict
+from bench.training.methods import METHODS, OTHERS, ModifiedHuber, SoftmaxSquaredError, method, predict
 from bench.training.networks import MODELS, augment
 from bench.training.training import Run, train
-from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import hypersimplex_loss
 
 CPU = torch.device("cpu")
 
@@ -122,18 +122,10 @@ def test_tau_that_is_suggested_makes_half_of_the_first_batch_active():
     loss = method("hypersimplex@tau=suggested").loss(10)
     loss(logits, target)
     tau = loss.tau
-    assert active_share(loss, logits, target) == pytest.approx(0.5, abs=0.1)
+    assert float(loss.active_fraction) == pytest.approx(0.5, abs=0.1)
     loss(logits / 100, target)
     assert loss.tau == tau
     assert "tau" in dict(method("hypersimplex@tau=learned").loss(10).named_parameters())
-
-
-def test_active_share():
-    logits, target = torch.randn(60, 4), torch.arange(60) % 4
-    for name, k in (("hypersimplex", 15), ("hypersimplex@k=0.5", 30)):
-        p = soft_binary_argmax(logits, k, 1.5, dim=0)
-        assert active_share(method(name).loss(4), logits, target) == float(((p > 0) & (p < 1)).double().mean())
-    assert active_share(method("mse").loss(4), logits, target) is None
 
 
 def test_only_calibrated_predictions_see_through_a_shift_of_a_class():

@@ -76,7 +76,7 @@ _PAPER = Protocol(
     ("128", "256", "512", "1024", "2048", "4096", "8192"), (600,), (1e-4,), (0, 42, 1337, 2025, 31415), augmented=True
 )
 _SMALL = Protocol(("32", "128", FULL), (60,), (1e-3,))
-_STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _TUNED = Protocol(("128", "1024", "8192"), (10, 20, 40), _STEPS, held_out=1 / 6)
 _TABLE = dataclasses.replace(_TUNED, batch_sizes=("128", "1024", FULL), epochs=(20, 40, 80))
 
@@ -86,7 +86,7 @@ PROTOCOLS = {
     "mnist": {"published": _PAPER},
     "fashion-mnist": {
         "mlp": _TUNED,
-        "small": dataclasses.replace(_TUNED, epochs=(6, 12, 24)),
+        "small": dataclasses.replace(_TUNED, epochs=(6, 12, 24), lr=_STEPS[1:5]),
         "published": _PAPER,
     },
     "rare-shirts": {"mlp": dataclasses.replace(_TUNED, epochs=(5, 10, 20))},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax, suggest_tau
+from hypersimplex_ext import hypersimplex_loss, suggest_tau
 from hypersimplex_ext.nn import HyperSimplexLoss
 
 ARGMAX, RUNNING, CALIBRATED = "argmax", "running", "calibrated"
@@ -115,18 +115,6 @@ class SuggestedTau(HyperSimplexLoss):
             self.tau = float(suggest_tau(input.detach(), k, 0.5, dim=0).nanmedian())
         value: Tensor = super().forward(input, target)
         return value
-
-
-def active_share(loss: nn.Module, logits: Tensor, target: Tensor) -> float | None:
-    """Return the share of the entries of logits [n, C] that the loss moves, or None for one without projection."""
-    if not isinstance(loss, HyperSimplexLoss):
-        return None
-    n, classes = logits.shape
-    k = target.bincount(minlength=classes) if isinstance(loss.k, str) else loss.k
-    if isinstance(k, float):
-        k = k * n
-    p = soft_binary_argmax(logits.float(), k, loss.tau, dim=0)
-    return float(((p > 0) & (p < 1)).double().mean())
 
 
 def hypersimplex(

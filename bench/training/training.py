@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.results import Record, environment
 from bench.training.dataset import Dataset
-from bench.training.methods import CALIBRATED, Method, active_share, method, predict
+from bench.training.methods import CALIBRATED, Method, method, predict
 from bench.training.networks import MODELS, augment
 
 _EVALUATION_BATCH = 2048
@@ -99,11 +99,11 @@ def train(
     loss = how.loss(data.num_classes).to(device)
     optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=run.lr, fused=True)
 
-    def step(inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def step(inputs: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
             logits = model(inputs)
-        logits = logits.float()
-        return loss(logits, target), logits
+        value: Tensor = loss(logits.float(), target)
+        return value
 
     if compiled:
         step = torch.compile(step)
@@ -121,12 +121,13 @@ def train(
             if run.augmented:
                 inputs = augment(inputs, data.crop_padding, flip=data.flip)
             optimizer.zero_grad()
-            value, logits = step(inputs, target)
+            value = step(inputs, target)
             value.backward()
             optimizer.step()
             total += value.detach()
         losses.append(float(f"{float(total) / steps:.6g}"))
-        active.append(active_share(loss, logits.detach(), target))
+        share = getattr(loss, "active_fraction", None)
+        active.append(None if share is None else round(float(share), 4))
         for split, measures in _scores(how, model, loss, data).items():
             for measure, score in measures.items():
                 scores.setdefault(split, {}).setdefault(measure, []).append(round(score, 5))
@@ -138,7 +139,7 @@ def train(
         "test_samples": len(data.test_y),
         "train_loss": losses,
         **scores,
-        "active": None if None in active else [round(share or 0.0, 4) for share in active],
+        "active": None if None in active else active,
         "seconds": round(time.perf_counter() - start, 3),
         **environment(device),
     }
