@@ -1,5 +1,8 @@
 """The objective in the native training of LightGBM and XGBoost, and given to their own scikit-learn estimators."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -183,3 +186,15 @@ def test_weights_beside_a_data_set_are_refused():
     xgboost = pytest.importorskip("xgboost")
     with pytest.raises(TypeError, match="sample_weight must be in the DMatrix, got it beside one"):
         Objective()(np.zeros(3), xgboost.DMatrix(np.ones((3, 1)), [0, 1, 1]), np.ones(3))
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "boosting.md").read_text()
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_snippets_of_the_page(snippet):
+    pytest.importorskip(re.match(r"import (\w+)", snippet)[1])
+    x, y, _ = data(3)
+    namespace = {"x": x, "y": y, "new_x": x}
+    exec(snippet, namespace)
+    assert np.mean(namespace["labels"] == y) > 0.75
