@@ -41,7 +41,7 @@ def labels(value: Any, x: Tensor) -> Tensor:
     if x.ndim == 1:
         ones = array.astype(bool)
         right, single = np.array_equal(array, ones), np.count_nonzero(ones) in (0, len(ones))
-        target = _shared(array.astype(np.uint8) if array.dtype.kind == "u" else array).to(x.dtype)
+        target = _shared(array.astype(x.numpy().dtype, copy=False))
     else:
         index = array.astype(np.int64) if array.dtype.kind != "f" else _truncated(array)
         least, most = index.min(), index.max()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import _loss, _loss_ops
-from .._arguments import FRACTION, KINDS, SQUARED, VALUE, Arguments, loss_arguments
+from .._arguments import FRACTION, KINDS, SQUARED, VALUE, Arguments, loss_arguments, tensors
+from .._backends import contiguous
 from .._loss_composed import whole_part
 from . import _weighted_mass
 from ._arrays import Array
@@ -48,16 +49,30 @@ def derivatives(x: Tensor, target: Tensor, weight: Tensor | None, settings: Sett
     arguments = arguments_of(x, target, weight, settings, "sum")
     if weight is not None and settings.weighted_mass:
         return _by_weighted_mass(x, arguments, settings)
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        value, statistics = _loss.loss(x, arguments)
-    (gradient,) = torch.autograd.grad(value, x)
-    with torch.no_grad():
-        state = statistics()
-        hessian = _hessian(x, weight, state, settings)
+    value, gradient, state = _value_and_gradient(x, arguments)
     thresholds = _loss_ops.thresholds_of(state)
     _check(thresholds, x)
-    return Derivatives(float(value.detach()), gradient, hessian, thresholds)
+    return Derivatives(value, gradient, _hessian(x, weight, state, settings), thresholds)
+
+
+@torch.no_grad()
+def _value_and_gradient(x: Tensor, arguments: Arguments) -> tuple[float, Tensor, Tensor]:
+    """With the state of the loss; by the kernels themselves where there are some."""
+    call = _loss.fused_call(x, arguments)
+    if call is None:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            total, statistics = _loss.loss(x, arguments)
+        return float(total.detach()), torch.autograd.grad(total, x)[0], statistics()
+    state, others = call.new_state(), map(contiguous, tensors(arguments))
+    given = (x, state, *others)
+    value = call.forward(given)
+    return float(value), call.backward(torch.ones_like(value), given, _memory(x)), state
+
+
+def _memory(x: Tensor) -> Tensor:
+    """As `torch.empty_like`, but NumPy's: in large pages, which a fresh array of a training set's size pays for."""
+    return torch.from_numpy(np.empty_like(x.numpy()))
 
 
 def value_and_thresholds(
@@ -133,8 +148,8 @@ def _diagonal(x: Array, t: Any, a: Any, weight: Tensor | None, settings: Setting
 def _of_samples(x: Tensor, value: float | Tensor) -> Tensor:
     """A tensor like x that holds a number, or one for each sample."""
     if isinstance(value, Tensor):
-        return torch.empty_like(x).copy_(value if x.ndim == 1 else value.unsqueeze(1))
-    return torch.full_like(x, value, requires_grad=False)
+        return _memory(x).copy_(value if x.ndim == 1 else value.unsqueeze(1))
+    return _memory(x).fill_(value)
 
 
 def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[_weighted_mass.Column, Array, Array]]:
@@ -159,7 +174,7 @@ def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> De
     """Where a sample counts as often as its weight says: the diagonal is b s_i (1 - s_i / sum_A s) on A."""
     assert arguments.sample_weight is not None
     s, b, squared = arguments.sample_weight.numpy(), bound(settings), settings.kind == "squared"
-    gradient, hessian = torch.empty_like(x), _of_samples(x, b * arguments.sample_weight)
+    gradient, hessian = _memory(x), _of_samples(x, b * arguments.sample_weight)
     value, thresholds = 0.0, []
     for c, (column, x_c, t) in enumerate(_columns(x, arguments, settings)):
         g, h = (part if x.ndim == 1 else part[:, c] for part in (gradient.numpy(), hessian.numpy()))
