@@ -33,9 +33,10 @@ def threads_of(n_jobs: int | None) -> int | None:
 
 
 def refuse_objective(parameters: dict[str, Any]) -> None:
-    """Raise for an objective: it is what the settings say."""
-    if "objective" in parameters:
-        raise TypeError(f"objective must be left alone: {', '.join(SETTINGS)} say which it is")
+    """Raise for an objective, by any name that LightGBM has for it: it is what the settings say."""
+    for name in ("objective", "objective_type", "app", "application", "loss"):
+        if name in parameters:
+            raise TypeError(f"{name} must be left alone: {', '.join(SETTINGS)} say which objective it is")
 
 
 def check_labels(y: Any) -> None:

@@ -104,8 +104,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
             parameters.pop(name, None)
         if parameters.get("min_child_weight") is None:
             parameters["min_child_weight"] = _ACTIVE_IN_LEAF * _derivatives.bound(self.objective_.settings)
-        if isinstance(parameters.get("eval_metric"), str) or self.eval_metric is None:
-            parameters.pop("eval_metric", None)
+        parameters.pop("eval_metric", None)  # training adds those that XGBoost knows
         return parameters | {"disable_default_eval_metric": True}
 
     @property
