@@ -92,6 +92,14 @@ def test_weights_are_numbers_of_copies(kind, classes):
     assert objective.error(y, x, copies) == pytest.approx(objective.error(y[rows], x[rows]))
 
 
+def test_the_diagonal_is_of_active_weights_alone():
+    """One active sample beside another, and a heavy one that is saturated."""
+    y, x, s = np.array([0, 1, 1, 0]), np.array([-9.0, 0.2, 9.0, 0.0]), np.array([1.0, 2.0, 50.0, 3.0])
+    gradient, hessian = Objective(floor=0.01)(y, x, s)
+    np.testing.assert_allclose(hessian, [0.01, 2 * (1 - 2 / 5), 0.5, 3 * (1 - 3 / 5)])
+    assert (gradient == 0).tolist() == [True, False, True, False]
+
+
 def test_weighted_thresholds_in_a_gap_are_its_middle():
     y, x = np.array([0, 0, 1, 1]), np.array([-7.0, -5, 5, 9])
     for w in (None, np.ones(4), np.array([1, 2, 3, 4])):

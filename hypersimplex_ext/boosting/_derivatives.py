@@ -1,4 +1,4 @@
-"""Value, gradient and diagonal of the Hessian of the summed loss, on margins that are checked.
+"""Gradient and diagonal of the Hessian of the summed loss, on margins that are checked.
 
 With z = x / tau, p the projection of z, A its active set of a entries, b = 1 / tau^2 (Fenchel-Young) or 2 / tau^2
 (squared):
@@ -38,7 +38,6 @@ class Settings(NamedTuple):
 class Derivatives(NamedTuple):
     """In the shape, dtype and layout of the margins; thresholds [C] in float64."""
 
-    value: float
     gradient: Tensor
     hessian: Tensor
     thresholds: Tensor
@@ -49,25 +48,25 @@ def derivatives(x: Tensor, target: Tensor, weight: Tensor | None, settings: Sett
     arguments = arguments_of(x, target, weight, settings, "sum")
     if weight is not None and settings.weighted_mass:
         return _by_weighted_mass(x, arguments, settings)
-    value, gradient, state = _value_and_gradient(x, arguments)
+    gradient, state = _gradient_and_state(x, arguments)
     thresholds = _loss_ops.thresholds_of(state)
     _check(thresholds, x)
-    return Derivatives(value, gradient, _hessian(x, weight, state, settings), thresholds)
+    return Derivatives(gradient, _hessian(x, weight, state, settings), thresholds)
 
 
 @torch.no_grad()
-def _value_and_gradient(x: Tensor, arguments: Arguments) -> tuple[float, Tensor, Tensor]:
-    """With the state of the loss; by the kernels themselves where there are some."""
+def _gradient_and_state(x: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """By the kernels themselves where there are some."""
     call = _loss.fused_call(x, arguments)
     if call is None:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             total, statistics = _loss.loss(x, arguments)
-        return float(total.detach()), torch.autograd.grad(total, x)[0], statistics()
+        return torch.autograd.grad(total, x)[0], statistics()
     state, others = call.new_state(), map(contiguous, tensors(arguments))
     given = (x, state, *others)
     value = call.forward(given)
-    return float(value), call.backward(torch.ones_like(value), given, _memory(x)), state
+    return call.backward(torch.ones_like(value), given, _memory(x)), state
 
 
 def _memory(x: Tensor) -> Tensor:
@@ -175,15 +174,14 @@ def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> De
     assert arguments.sample_weight is not None
     s, b, squared = arguments.sample_weight.numpy(), bound(settings), settings.kind == "squared"
     gradient, hessian = _memory(x), _of_samples(x, b * arguments.sample_weight)
-    value, thresholds = 0.0, []
-    for c, (column, x_c, t) in enumerate(_columns(x, arguments, settings)):
+    thresholds = []
+    for c, (column, _, t) in enumerate(_columns(x, arguments, settings)):
         g, h = (part if x.ndim == 1 else part[:, c] for part in (gradient.numpy(), hessian.numpy()))
-        value += _weighted_mass.value(column, x_c, t, s, settings.tau, squared)
         g[...] = _weighted_mass.gradient(column, t, s, settings.tau, squared)
         if settings.hessian == "diagonal":
-            share = s / column.among if column.among > 0 else np.ones_like(s)
-            h *= np.where(column.active, np.maximum(1 - share, settings.floor), settings.floor)
+            least = 1 - settings.floor  # of the share of a sample in the active weight, above which the floor holds
+            h *= settings.floor + (least - np.minimum(s / (column.among or 1.0), least)) * column.active
         thresholds.append(column.threshold)
     found = torch.tensor(thresholds, dtype=torch.float64)
     _check(found, x)
-    return Derivatives(value, gradient, hessian, found)
+    return Derivatives(gradient, hessian, found)

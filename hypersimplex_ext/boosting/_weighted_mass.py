@@ -43,25 +43,36 @@ def project(x: Array, s: Array, k: float, tau: float) -> Column:
         return _extreme(x, -math.inf)
     taking_part = x if weighed.all() else x[weighed]
     low, high = float(taking_part.min()) - tau, float(taking_part.max())
-    t = low
+    t = _clip((_sum(s, x) - tau * k) / total, low, high)  # the root, were all entries active
+    u, p = np.empty_like(x), np.empty_like(x)
     for _ in range(_MOST_STEPS):
-        u: Array = (x - t) / tau
-        p: Array = u.clip(0, 1)
-        active: Array = (u > 0) & (u < 1) & weighed
-        excess, slope = float((s * p).sum()) - k, float(s[active].sum()) / tau
+        np.divide(np.subtract(x, t, out=u), tau, out=u)
+        np.clip(u, 0, 1, out=p)
+        excess = _sum(s, p) - k
         if abs(excess) <= rounding:
             break
+        slope = _sum(s, ((u > 0) & (u < 1)).astype(np.float64)) / tau
         low, high = (t, high) if excess > 0 else (low, t)
         step = t + excess / slope if slope > 0 else math.inf
         following = step if low < step < high else (low + high) / 2
         if following in (low, high, t):
             break
         t = following
+    active = (u > 0) & (u < 1) & weighed
     if not active.any():  # all thresholds of a gap give the same p: its middle
         ones, zeros = (u >= 1) & weighed, (u <= 0) & weighed
         if ones.any() and zeros.any():
             t = (float(x[ones].min()) - tau + float(x[zeros].max())) / 2
-    return Column(t, p, active, float(s[active].sum()))
+    return Column(t, p, active, _sum(s, active.astype(np.float64)))
+
+
+def _sum(s: Array, values: Array) -> float:
+    """sum_i s_i v_i, in an order that depends on nothing but the length."""
+    return float(np.einsum("i,i->", s, values))
+
+
+def _clip(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
 
 
 def _extreme(x: Array, threshold: float) -> Column:
