@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from bench.training import analysis, scores
-from bench.training.analysis import significance
+from bench.training.analysis import overview, significance
 from bench.training.scores import Score, best_steps, cell_of, compare, format_table, holm, scores_of
 
 
@@ -154,7 +154,12 @@ def test_significance():
         (64, "cross-entropy"): [80.0, 81.0, 82.5, 81.0],
         (64, "MSE"): [78.0, 79.1, 80.4, 79.0],
     }
-    lines = significance(compare(scores_from(cells)), 0.05).splitlines()
+    rows = compare(scores_from(cells))
+    lines = overview(rows, 0.05).splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert found[0] == ["data", "batch", "cross-entropy", "MSE"]
+    assert found[2:] == [["digits, mlp", "32", "91.12", "93.12+"], ["digits, mlp", "64", "81.12", "79.12-"]]
+    lines = significance(rows, 0.05).splitlines()
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert found[0] == ["loss", "better at 0.05", "worse at 0.05", "smallest - largest batch, points"]
     assert found[2] == ["cross-entropy", "-", "-", "10.00"]

@@ -274,7 +274,7 @@ def _report(records: Sequence[Record], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(table, encoding="utf-8")
     plots.accuracy(rows, title, out / "accuracy.png")
-    plots.curves(records, title, out / "curves.png")
+    plots.curves(records, title_of(scores), out / "curves.png")
     print(f"\n{table}\n{_LEGEND}")
     print(f"Results: {out}/ results.jsonl, table.md, accuracy.png, curves.png")
 

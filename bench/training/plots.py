@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.results import Record
 from bench.style import COLOURS, MARKERS, RC, save
-from bench.training.methods import method
+from bench.training.methods import METHODS, method
 from bench.training.scores import Row, series_of
 
 Values = npt.NDArray[np.float64]
@@ -24,12 +24,21 @@ Values = npt.NDArray[np.float64]
 _SMALLEST_ERROR = 0.01  # percent
 
 
+_LABELS = [how.label for how in METHODS.values()]
+_PALETTE = (*COLOURS[:4], "#7F7F7F", "#8C6D31", COLOURS[6], COLOURS[4], COLOURS[5])  # this package's losses last
+_SYMBOLS = (*MARKERS, "p")
+
+
 def _styles(losses: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return how the line of each loss looks, in their order."""
-    return {
-        loss: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "label": loss}
-        for i, loss in enumerate(dict.fromkeys(losses))
-    }
+    """Return how the line of each loss looks: the same in every figure for `METHODS`, others dashed."""
+    names = dict.fromkeys(losses)
+    others = [loss for loss in names if loss not in _LABELS]
+    styles = {}
+    for loss in names:
+        i = (others if loss in others else _LABELS).index(loss) % len(_PALETTE)
+        styles[loss] = {"color": _PALETTE[i], "marker": _SYMBOLS[i], "label": loss}
+        styles[loss]["linestyle"] = "--" if loss in others else "-"
+    return styles
 
 
 def accuracy(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -111,7 +120,8 @@ def _panel(axes: Axes, records: Sequence[Record], title: str, styles: dict[str, 
             continue
         percent = 100 * np.array([series_of(record, method(record["method"]).predictions[0]) for record in some])
         epochs = np.arange(1, percent.shape[1] + 1)
-        axes.plot(epochs, _error(percent.mean(axis=0)), color=styles[name]["color"], label=name, linewidth=1.3)
+        line = {key: styles[name][key] for key in ("color", "linestyle", "label")}
+        axes.plot(epochs, _error(percent.mean(axis=0)), **line, linewidth=1.3)
         low, high = _error(percent.max(axis=0)), _error(percent.min(axis=0))
         axes.fill_between(epochs, low, high, color=styles[name]["color"], alpha=0.12, linewidth=0)
 
