@@ -30,11 +30,11 @@ def main():
     print(f"{'':44}{'accuracy, %':>11}")
 
     # LightGBM's own loss, for comparison.
-    theirs = lightgbm.LGBMClassifier(n_estimators=60, n_jobs=2, **SETTINGS).fit(x, y)
+    theirs = lightgbm.LGBMClassifier(n_estimators=60, n_jobs=1, **SETTINGS).fit(x, y)
     shown("LightGBM's log loss", theirs.predict(test_x), test_y)
 
     # The same classifier on this loss, stopped by it: what LightGBM's takes, this one takes too.
-    model = LGBMClassifier(n_estimators=60, n_jobs=2, early_stopping_round=10, **SETTINGS)
+    model = LGBMClassifier(n_estimators=60, n_jobs=1, early_stopping_round=10, **SETTINGS)
     model.fit(x, y, **validation(valid_x, valid_y))
     shown("Fenchel-Young", model.predict(test_x), test_y)
     shown("Fenchel-Young, without thresholds", model.predict(test_x, raw_score=True).argmax(1), test_y)
@@ -52,7 +52,7 @@ def main():
     objective = Objective()
     found = check_objective(objective, y, model.predict(x, raw_score=True))
     print(f"{'gradient off by, relative':44}{found.gradient:8.0e}")
-    parameters = {"objective": objective, "num_class": 10, "num_threads": 2, **SETTINGS}
+    parameters = {"objective": objective, "num_class": 10, "num_threads": 1, **SETTINGS}
     booster = lightgbm.train(parameters, lightgbm.Dataset(x, y), 60, feval=[objective.loss, objective.error])
     thresholds = objective.thresholds(y, booster.predict(x, raw_score=True))
     shown("Fenchel-Young, native", objective.predict(booster.predict(test_x, raw_score=True), thresholds), test_y)
