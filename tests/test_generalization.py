@@ -21,15 +21,6 @@ from bench.training.training import Run, check, train
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def in_process(monkeypatch):
     """Train here, not in workers, each of which takes seconds to start."""

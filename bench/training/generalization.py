@@ -115,18 +115,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     protocol = dataclasses.replace(protocol, **{name: value for name, value in given.items() if value is not None})
     folder = f"generalization-{args.data}" + f"-{model}" * (model != next(iter(protocols))) + "-quick" * args.quick
     out: Path = args.out or RESULTS / folder
-    try:
+
+    def experiment() -> None:
         for name in args.losses:
             method(name)
-        runs = grid(args.data, model, _training_samples(args, protocol), args.losses, protocol)
-        records = trained(runs, out, args)
+        samples = len(load(args.data, args.root).held_out(protocol.held_out, 0).train_y)
+        _report(trained(grid(args.data, model, samples, args.losses, protocol), out, args), out)
+
+    return status_of(experiment, out)
+
+
+def status_of(experiment: Callable[[], None], out: Path) -> int:
+    """Run an experiment and return the exit status: 2 after an error, 130 after an interruption, both explained."""
+    try:
+        experiment()
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted; the finished runs are in {out} and the same command goes on from there")
         return 130
-    _report(records, out)
     return 0
 
 
@@ -199,10 +207,6 @@ def _positive(number: type[int] | type[float]) -> Callable[[str], float]:
         return value
 
     return parse
-
-
-def _training_samples(args: argparse.Namespace, protocol: Protocol) -> int:
-    return len(load(args.data, args.root).held_out(protocol.held_out, 0).train_y)
 
 
 def grid(data: str, model: str, samples: int, methods: Sequence[str], protocol: Protocol) -> list[Run]:
