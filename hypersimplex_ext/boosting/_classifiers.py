@@ -12,7 +12,7 @@ from . import _scores
 from ._arrays import Array
 from ._objective import Objective
 
-SETTINGS = ("kind", "tau", "k", "hessian", "floor", "weighted_mass")
+SETTINGS = ("kind", "tau", "k", "hessian", "floor")
 _ERRORS = ("error", "binary_error", "multi_error", "merror")
 
 

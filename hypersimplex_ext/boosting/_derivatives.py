@@ -32,7 +32,6 @@ class Settings(NamedTuple):
     k: float | str
     hessian: str
     floor: float
-    weighted_mass: bool
 
 
 class Derivatives(NamedTuple):
@@ -46,12 +45,12 @@ class Derivatives(NamedTuple):
 def derivatives(x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings) -> Derivatives:
     """Of the loss, summed over samples and classes."""
     arguments = arguments_of(x, target, weight, settings, "sum")
-    if weight is not None and settings.weighted_mass:
+    if weight is not None:
         return _by_weighted_mass(x, arguments, settings)
     gradient, state = _gradient_and_state(x, arguments)
     thresholds = _loss_ops.thresholds_of(state)
     _check(thresholds, x)
-    return Derivatives(gradient, _hessian(x, weight, state, settings), thresholds)
+    return Derivatives(gradient, _hessian(x, state, settings), thresholds)
 
 
 @torch.no_grad()
@@ -79,7 +78,7 @@ def value_and_thresholds(
 ) -> tuple[float, Tensor]:
     """The loss, and the thresholds [C] of its projections in float64."""
     arguments = arguments_of(x, target, weight, settings, reduction)
-    if weight is not None and settings.weighted_mass:
+    if weight is not None:
         columns = list(_columns(x, arguments, settings))
         squared, s = settings.kind == "squared", weight.numpy()
         total = sum(_weighted_mass.value(column, x_c, t, s, settings.tau, squared) for column, x_c, t in columns)
@@ -112,43 +111,29 @@ def bound(settings: Settings) -> float:
     return (2 if KINDS[settings.kind] == SQUARED else 1) / settings.tau / settings.tau
 
 
-def _hessian(x: Tensor, weight: Tensor | None, state: Tensor, settings: Settings) -> Tensor:
-    """As `settings.hessian` says, where every sample has the same mass."""
+def _hessian(x: Tensor, state: Tensor, settings: Settings) -> Tensor:
+    """As `settings.hessian` says, without weights."""
     b = bound(settings)
     if settings.hessian == "bound":
-        return _of_samples(x, b if weight is None else b * weight)
+        return _memory(x).fill_(b)
     thresholds = _loss_ops.thresholds_of(state).numpy()
     active_entries = np.maximum(_loss_ops.numbers_of_entries(state)[0].numpy(), 1)
     if x.ndim > 1 and x.stride(0) != 1:  # in C order rows are short, and columns go one by one
         hessian = torch.empty_like(x)
         for c, (t, a) in enumerate(zip(thresholds, active_entries, strict=True)):
-            hessian[:, c] = torch.from_numpy(_diagonal(x[:, c].numpy(), t, a, weight, settings, b))
+            hessian[:, c] = torch.from_numpy(_diagonal(x[:, c].numpy(), t, a, settings, b))
         return hessian
-    return torch.from_numpy(_diagonal(x.numpy(), thresholds, active_entries, weight, settings, b))
+    return torch.from_numpy(_diagonal(x.numpy(), thresholds, active_entries, settings, b))
 
 
-def _diagonal(x: Array, t: Any, a: Any, weight: Tensor | None, settings: Settings, b: float) -> Array:
+def _diagonal(x: Array, t: Any, a: Any, settings: Settings, b: float) -> Array:
     """The diagonal for thresholds t and numbers of active entries a: [n] with numbers, or [n, C] with [C] of them."""
     on = x > t.astype(x.dtype)
     on &= x < (t + settings.tau).astype(x.dtype)
     active: Array = on.astype(x.dtype)  # in the layout of x
-    if weight is None:
-        active *= (np.maximum(1 - 1 / a, settings.floor) - settings.floor) * b
-        active += settings.floor * b
-        return active
-    s = weight.numpy() if x.ndim == 1 else weight.numpy()[:, None]
-    mean = np.where(on, s, 0.0).sum(0) / a
-    own = s - mean / a if settings.kind != "squared" else s * (1 - 2 / a) + mean / a
-    active *= np.maximum(own - settings.floor * s, 0) * b
-    active += settings.floor * b * s
+    active *= (np.maximum(1 - 1 / a, settings.floor) - settings.floor) * b
+    active += settings.floor * b
     return active
-
-
-def _of_samples(x: Tensor, value: float | Tensor) -> Tensor:
-    """A tensor like x that holds a number, or one for each sample."""
-    if isinstance(value, Tensor):
-        return _memory(x).copy_(value if x.ndim == 1 else value.unsqueeze(1))
-    return _memory(x).fill_(value)
 
 
 def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[_weighted_mass.Column, Array, Array]]:
@@ -173,11 +158,12 @@ def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> De
     """Where a sample counts as often as its weight says: the diagonal is b s_i (1 - s_i / sum_A s) on A."""
     assert arguments.sample_weight is not None
     s, b, squared = arguments.sample_weight.numpy(), bound(settings), settings.kind == "squared"
-    gradient, hessian = _memory(x), _of_samples(x, b * arguments.sample_weight)
+    gradient, hessian = _memory(x), _memory(x)
     thresholds = []
     for c, (column, _, t) in enumerate(_columns(x, arguments, settings)):
         g, h = (part if x.ndim == 1 else part[:, c] for part in (gradient.numpy(), hessian.numpy()))
         g[...] = _weighted_mass.gradient(column, t, s, settings.tau, squared)
+        h[...] = b * s
         if settings.hessian == "diagonal":
             least = 1 - settings.floor  # of the share of a sample in the active weight, above which the floor holds
             h *= settings.floor + (least - np.minimum(s / (column.among or 1.0), least)) * column.active

@@ -27,12 +27,11 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
     iteration.
 
     Args:
-        kind: As :class:`Objective` takes it, like the five that follow.
+        kind: As :class:`Objective` takes it, like the four that follow.
         tau: Likewise.
         k: Likewise.
         hessian: Likewise.
         floor: Likewise.
-        weighted_mass: Likewise; sample weights and `class_weight` move what is predicted.
         **parameters: Those of `lightgbm.LGBMClassifier` but `objective`, and LightGBM's own.
 
     Attributes:
@@ -60,7 +59,6 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
         k: float | str = "targets",
         hessian: str = "diagonal",
         floor: float = 0.1,
-        weighted_mass: bool = True,
         **parameters: Any,
     ) -> None:
         _classifiers.refuse_objective(parameters)
@@ -70,7 +68,6 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
         self.k = k
         self.hessian = hessian
         self.floor = floor
-        self.weighted_mass = weighted_mass
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """As LightGBM's, without `objective`."""

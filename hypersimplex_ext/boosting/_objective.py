@@ -45,7 +45,8 @@ class Objective:
     are the gradients of the loss, summed as boosting wants it, where A holds the entries with 0 < p < 1. On A the
     diagonal of the Hessian is b (1 - 1 / n_A), with n_A entries in A and b = 1 / tau^2, or 2 / tau^2 for the squared
     loss; elsewhere it is 0. Leaves of samples that are not in A would grow without bound; so it is kept at `floor` b at
-    least.
+    least. With weights a sample counts as often as its weight says, in the mass too: they move what is predicted, as with
+    the libraries' own losses.
 
     Args:
         kind: "fenchel_young" or "squared". The squared loss, the paper's, does not move samples that are saturated on
@@ -56,8 +57,6 @@ class Objective:
         k: Mass of each class: "targets", the number of its samples; a float, a share of all; an int, this number.
         hessian: "diagonal", or "bound", b everywhere, with which a full step cannot raise a Fenchel-Young loss.
         floor: The least diagonal as a share of b, in (0, 1].
-        weighted_mass: A sample counts as often as its weight says, so that weights move what is predicted, as they do
-            with the libraries' own losses. False: weights change gradients only, as in `hypersimplex_loss`.
         threads: How many threads to use at most; None for as many as PyTorch has.
 
     Raises:
@@ -83,7 +82,6 @@ class Objective:
         hessian: str = "diagonal",
         floor: float = 0.1,
         *,
-        weighted_mass: bool = True,
         threads: int | None = None,
     ) -> None:
         _checks.choice("kind", kind, KINDS)
@@ -96,7 +94,7 @@ class Objective:
         mass, temperature = _checks.share("k", k), _checks.positive("tau", tau, "a real number")
         if not LEAST <= temperature <= MOST:
             raise ValueError(f"tau must lie in [{LEAST:g}, {MOST:g}], as 1 / tau^2 is kept in float32, got {tau}")
-        self.settings = Settings(kind, temperature, mass, hessian, share, bool(weighted_mass))
+        self.settings = Settings(kind, temperature, mass, hessian, share)
         self.threads = threads
 
     @property

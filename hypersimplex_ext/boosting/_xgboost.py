@@ -30,12 +30,11 @@ class XGBClassifier(_Base):  # type: ignore[misc]
     20 / tau^2 or 40 / tau^2 for the squared loss: at XGBoost's own default of 1, leaves are fitted to single samples.
 
     Args:
-        kind: As :class:`Objective` takes it, like the five that follow.
+        kind: As :class:`Objective` takes it, like the four that follow.
         tau: Likewise.
         k: Likewise.
         hessian: Likewise.
         floor: Likewise.
-        weighted_mass: Likewise; sample weights move what is predicted.
         **parameters: Those of `xgboost.XGBClassifier` but `objective`, and XGBoost's own.
 
     Attributes:
@@ -67,7 +66,6 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         k: float | str = "targets",
         hessian: str = "diagonal",
         floor: float = 0.1,
-        weighted_mass: bool = True,
         **parameters: Any,
     ) -> None:
         _classifiers.refuse_objective(parameters)
@@ -77,7 +75,6 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         self.k = k
         self.hessian = hessian
         self.floor = floor
-        self.weighted_mass = weighted_mass
 
     def __sklearn_tags__(self) -> Any:
         """As XGBoost's, without labels of several classes at once."""
