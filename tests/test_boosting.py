@@ -52,11 +52,11 @@ def test_gradient_is_that_of_the_loss(kind, classes, order, weighted, tau, k):
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("tau", [0.2, 1.0])
-def test_finite_differences(kind, classes, weighted, tau):
+@pytest.mark.parametrize(("tau", "k"), [(0.2, "targets"), (1.0, "targets"), (0.5, 0.3), (0.5, 80)])
+def test_finite_differences(kind, classes, weighted, tau, k):
     y, x = problem(classes)
     w = np.random.default_rng(1).random(len(y)) * 2 if weighted else None
-    objective = Objective(kind, tau, floor=0.05)
+    objective = Objective(kind, tau, k, floor=0.05)
     found = check_objective(objective, y, x, w)
     assert found.entries > 40
     assert found.gradient < 1e-6
@@ -195,6 +195,26 @@ def test_the_loss_is_the_mean():
     y, x = problem(3)
     value = hypersimplex_loss(torch.tensor(x), torch.tensor(y).long(), kind="fenchel_young")
     assert Objective().loss(y, x) == pytest.approx(value.item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("k", ["targets", 0.3, 1, 0, 300])
+def test_the_metric_is_blind_to_a_shift_and_never_negative(kind, weighted, k):
+    """Else early stopping would wait for a shift of margins, which predicts nothing, to end."""
+    y, x = problem(2)
+    w = np.ones(len(y)) if weighted else None
+    values = [Objective(kind, k=k).loss(y, x + shift, w) for shift in (0, 5, -50)]
+    assert 0 < values[0] < np.inf
+    np.testing.assert_allclose(values, values[0], rtol=1e-9)
+    assert values[0] == pytest.approx(Objective(kind, k=k).loss(y, x))
+
+
+def test_the_metric_of_a_class_without_samples():
+    y, x = problem(3)
+    for w in (None, np.ones(len(y))):
+        wide = np.concatenate((x, x[:, :1]), 1)
+        assert Objective().loss(y, wide, w) * 4 == pytest.approx(Objective().loss(y, x, w) * 3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _arrays, _derivatives
+from .. import functional
+from . import _arrays
 from ._arrays import Array
 from ._objective import Objective
 
@@ -131,8 +132,12 @@ def _loss_of(objective: Objective) -> Callable[..., float]:
 
     def total(labels: Any, margins: Any, sample_weight: Any = None) -> float:
         x = _arrays.margins(margins)
-        checked = _arrays.labels(labels, x), _arrays.weights(sample_weight, x)
-        return _derivatives.value_and_thresholds(x, *checked, objective.settings, "sum")[0]
+        weight, settings = _arrays.weights(sample_weight, x), objective.settings
+        value = functional.hypersimplex_loss(
+            x, _arrays.labels(labels, x), settings.k, settings.tau, kind=settings.kind, sample_weight=weight,
+            reduction="sum", weighted_mass=True,
+        )  # fmt: skip
+        return value.item()
 
     return total
 

@@ -10,16 +10,15 @@ With z = x / tau, p the projection of z, A its active set of a entries, b = 1 / 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _loss, _loss_ops
+from .. import _loss, _loss_composed, _loss_ops
 from .._arguments import FRACTION, KINDS, SQUARED, VALUE, Arguments, loss_arguments, tensors
 from .._backends import contiguous
-from .._loss_composed import whole_part
 from . import _weighted_mass
 from ._arrays import Array
 
@@ -29,17 +28,16 @@ class Settings(NamedTuple):
 
     kind: str
     tau: float
-    k: float | str
+    k: float | Literal["targets"]
     hessian: str
     floor: float
 
 
 class Derivatives(NamedTuple):
-    """In the shape, dtype and layout of the margins; thresholds [C] in float64."""
+    """In the shape, dtype and layout of the margins."""
 
     gradient: Tensor
     hessian: Tensor
-    thresholds: Tensor
 
 
 def derivatives(x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings) -> Derivatives:
@@ -48,9 +46,8 @@ def derivatives(x: Tensor, target: Tensor, weight: Tensor | None, settings: Sett
     if weight is not None:
         return _by_weighted_mass(x, arguments, settings)
     gradient, state = _gradient_and_state(x, arguments)
-    thresholds = _loss_ops.thresholds_of(state)
-    _check(thresholds, x)
-    return Derivatives(gradient, _hessian(x, state, settings), thresholds)
+    _check(_loss_ops.thresholds_of(state), x)
+    return Derivatives(gradient, _hessian(x, state, settings))
 
 
 @torch.no_grad()
@@ -73,31 +70,34 @@ def _memory(x: Tensor) -> Tensor:
     return torch.from_numpy(np.empty_like(x.numpy()))
 
 
-def value_and_thresholds(
-    x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings, reduction: str = "mean"
-) -> tuple[float, Tensor]:
-    """The loss, and the thresholds [C] of its projections in float64."""
-    arguments = arguments_of(x, target, weight, settings, reduction)
+def thresholds(x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings) -> Tensor:
+    """Of the projections: [C] in float64."""
+    arguments = arguments_of(x, target, weight, settings)
     if weight is not None:
-        columns = list(_columns(x, arguments, settings))
-        squared, s = settings.kind == "squared", weight.numpy()
-        total = sum(_weighted_mass.value(column, x_c, t, s, settings.tau, squared) for column, x_c, t in columns)
-        thresholds = torch.tensor([column.threshold for column, *_ in columns], dtype=torch.float64)
-        _check(thresholds, x)
-        return total / (float(weight.sum()) * len(columns) if reduction == "mean" else 1), thresholds
-    with torch.no_grad():
-        value, statistics = _loss.loss(x, arguments)
-        thresholds = _loss_ops.thresholds_of(statistics())
-    _check(thresholds, x)
-    return float(value), thresholds
+        found = torch.tensor([column.threshold for column, _ in _columns(x, arguments, settings)], dtype=torch.float64)
+    else:
+        with torch.no_grad():
+            found = _loss_ops.thresholds_of(_loss.loss(x, arguments)[1]())
+    _check(found, x)
+    return found
+
+
+def loss_at_own_thresholds(x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings) -> float:
+    """The mean over samples and classes of the loss at the thresholds of these margins.
+
+    For k = "targets", and of the squared kind for any k, it is the loss that is minimised. For another k that one falls
+    without end as margins are shifted, by the mass that the targets have more or less than k; this one does not change.
+    An infinite threshold stands for all beyond the margins: the nearest of these gives the same p, and finite numbers.
+    """
+    nearest = thresholds(x, target, weight, settings).clamp(x.amin(0).double() - settings.tau, x.amax(0).double())
+    return float(_loss_composed.loss_at(nearest, True, x, arguments_of(x, target, weight, settings)))
 
 
 def arguments_of(
     x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings, reduction: str = "mean"
 ) -> Arguments:
     """The arguments of the loss; a k that is out of range for these samples raises."""
-    loss = settings.k, settings.tau, None, weight, -100, 0.0, settings.kind, reduction
-    return loss_arguments(x, target, *loss)[1]  # type: ignore[arg-type]
+    return loss_arguments(x, target, settings.k, settings.tau, None, weight, -100, 0.0, settings.kind, reduction)[1]
 
 
 def _check(thresholds: Tensor, x: Tensor) -> None:
@@ -136,8 +136,8 @@ def _diagonal(x: Array, t: Any, a: Any, settings: Settings, b: float) -> Array:
     return active
 
 
-def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[_weighted_mass.Column, Array, Array]]:
-    """The weighted projection of every class, with its margins and targets."""
+def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[_weighted_mass.Column, Array]]:
+    """The weighted projection of every class, and its targets."""
     assert arguments.sample_weight is not None
     s, target = arguments.sample_weight.numpy(), arguments.target.numpy()
     columns = []
@@ -147,10 +147,10 @@ def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[
         if arguments.mass_kind == VALUE:
             k = arguments.k
         elif arguments.mass_kind == FRACTION:
-            k = float(whole_part(arguments.k, arguments.sample_weight.sum()))
+            k = float(_loss_composed.whole_part(arguments.k, arguments.sample_weight.sum()))
         else:
             k = float((s * t).sum())
-        columns.append((_weighted_mass.project(x_c, s, k, settings.tau), x_c, t))
+        columns.append((_weighted_mass.project(x_c, s, k, settings.tau), t))
     return columns
 
 
@@ -160,7 +160,7 @@ def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> De
     s, b, squared = arguments.sample_weight.numpy(), bound(settings), settings.kind == "squared"
     gradient, hessian = _memory(x), _memory(x)
     thresholds = []
-    for c, (column, _, t) in enumerate(_columns(x, arguments, settings)):
+    for c, (column, t) in enumerate(_columns(x, arguments, settings)):
         g, h = (part if x.ndim == 1 else part[:, c] for part in (gradient.numpy(), hessian.numpy()))
         g[...] = _weighted_mass.gradient(column, t, s, settings.tau, squared)
         h[...] = b * s
@@ -168,6 +168,5 @@ def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> De
             least = 1 - settings.floor  # of the share of a sample in the active weight, above which the floor holds
             h *= settings.floor + (least - np.minimum(s / (column.among or 1.0), least)) * column.active
         thresholds.append(column.threshold)
-    found = torch.tensor(thresholds, dtype=torch.float64)
-    _check(found, x)
-    return Derivatives(gradient, hessian, found)
+    _check(torch.tensor(thresholds), x)
+    return Derivatives(gradient, hessian)

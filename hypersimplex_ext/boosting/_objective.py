@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from .._arguments import KINDS
 from . import _arrays, _derivatives, _libraries, _scores
 from ._arrays import Array
 from ._derivatives import Settings
+
+_T = TypeVar("_T")
 
 HESSIANS = {"diagonal": 0, "bound": 1}
 LEAST, MOST = 1e-18, 1e18  # of temperatures
@@ -45,8 +47,8 @@ class Objective:
     are the gradients of the loss, summed as boosting wants it, where A holds the entries with 0 < p < 1. On A the
     diagonal of the Hessian is b (1 - 1 / n_A), with n_A entries in A and b = 1 / tau^2, or 2 / tau^2 for the squared
     loss; elsewhere it is 0. Leaves of samples that are not in A would grow without bound; so it is kept at `floor` b at
-    least. With weights a sample counts as often as its weight says, in the mass too: they move what is predicted, as with
-    the libraries' own losses.
+    least. With weights a sample counts as often as its weight says, in the mass too: they move what is predicted, as
+    with the libraries' own losses.
 
     Args:
         kind: "fenchel_young" or "squared". The squared loss, the paper's, does not move samples that are saturated on
@@ -120,9 +122,11 @@ class Objective:
     def loss(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
         """The mean of the loss over samples and classes, a metric: arguments as in a call, all samples at once.
 
+        It is taken at the thresholds of these margins, so that a shift of them does not change it, whatever `k`.
+
         A float; in native training what the library wants of a metric (LightGBM's `feval`, XGBoost's `custom_metric`).
         """
-        value, _, library = self._evaluated(first, second, sample_weight)
+        value, library = self._evaluated(_derivatives.loss_at_own_thresholds, first, second, sample_weight)
         return _libraries.metric("loss", value, library)
 
     def error(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
@@ -142,15 +146,16 @@ class Objective:
             >>> Objective().thresholds(np.array([0, 1, 1, 0]), np.array([0.2, 0.5, 0.6, 0.1]))
             array([-0.15])
         """
-        return self._evaluated(first, second, sample_weight)[1]
+        return self._evaluated(_derivatives.thresholds, first, second, sample_weight)[0].numpy()
 
-    def _evaluated(self, first: Any, second: Any, sample_weight: Any) -> tuple[float, Array, str | None]:
+    def _evaluated(
+        self, evaluate: Callable[..., _T], first: Any, second: Any, sample_weight: Any
+    ) -> tuple[_T, str | None]:
+        """What a function says of margins, labels and weights, and the library that these are from."""
         labels, margins, weight, library = _libraries.given(first, second, sample_weight)
         with _at_most(self.threads):
             x = _arrays.margins(margins)
-            checked = _arrays.labels(labels, x), _arrays.weights(weight, x)
-            value, thresholds = _derivatives.value_and_thresholds(x, *checked, self.settings)
-        return value, thresholds.numpy(), library
+            return evaluate(x, _arrays.labels(labels, x), _arrays.weights(weight, x), self.settings), library
 
     def scores(self, margins: Any, thresholds: Any) -> Array:
         """(x - T) / tau, margins made comparable across classes; a binary label is 1 where it exceeds 1/2."""

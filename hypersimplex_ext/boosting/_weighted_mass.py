@@ -80,18 +80,6 @@ def _extreme(x: Array, threshold: float) -> Column:
     return Column(threshold, p, np.zeros(len(x), bool), 0.0)
 
 
-def value(column: Column, x: Array, t: Array, s: Array, tau: float, squared: bool) -> float:
-    """The loss of a column, summed: at the thresholds of its projection, as evaluation has it."""
-    r = column.p - t
-    if squared:
-        return float((s * r * r).sum())
-    terms = r * r / 2  # plus what the hinges add, 0 where the entry is active
-    if math.isfinite(column.threshold):
-        u = (x.astype(np.float64) - column.threshold) / tau
-        terms = terms + (u - column.p) * (column.p - t)
-    return float((s * terms).sum())
-
-
 def gradient(column: Column, t: Array, s: Array, tau: float, squared: bool) -> Array:
     """Of the loss of a column, summed."""
     r = s * (column.p - t)
