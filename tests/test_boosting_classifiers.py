@@ -171,6 +171,20 @@ def test_metrics_by_name(kind, metric):
         assert results[metric][best_iteration(model) - 1] == pytest.approx(due, abs=1e-4)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("metric", ["loss", "error"])
+def test_a_number_as_mass_is_a_share_of_evaluation_sets(kind, weighted, metric):
+    (x, y), valid = data(2), data(2, n=100, seed=1)
+    w = np.where(y == 1, 2.0, 1.0) if weighted else None
+    share = 200 / (len(y) if w is None else w.sum())
+    lightgbm = kind.__name__ == "LGBMClassifier"
+    model = made(kind, k=200) if lightgbm else made(kind, k=200, eval_metric=metric)
+    model = fitted_with_stopping(model, x, y, *valid, sample_weight=w, **({"eval_metric": metric} if lightgbm else {}))
+    results = model.evals_result_["valid_0"] if lightgbm else model.evals_result()["validation_0"]
+    due = getattr(Objective(k=share), metric)(valid[1], margins_of(model, valid[0]))
+    assert results[metric][best_iteration(model) - 1] == pytest.approx(due, abs=1e-4)
+
+
 def test_several_metrics_and_parameters_after_training(kind):
     x, y = data(2)
     lightgbm, metrics = kind.__name__ == "LGBMClassifier", ["error", "auc"]

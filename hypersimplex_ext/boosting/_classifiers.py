@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,17 +88,32 @@ def weights_with_classes(sample_weight: Any, class_weight: Any, y: Any) -> Any:
     return of_classes if sample_weight is None else of_classes * np.asarray(sample_weight)
 
 
-def own_metric(name: Any) -> str | None:
-    """Which metric of the objective goes by this name: "loss", "error" or none."""
-    if name == "loss":
-        return "loss"
-    return "error" if name in _ERRORS else None
+def evaluating(objective: Objective, sample_weight: Any, samples: int) -> Objective:
+    """The objective for metrics of evaluation sets, where a number k means its share of the training set's mass."""
+    settings = objective.settings
+    if not isinstance(settings.k, int):
+        return objective
+    mass = samples if sample_weight is None else float(np.sum(sample_weight))
+    share = settings.k / mass if settings.k < mass else 1.0  # training raises where it is more
+    return Objective(**settings._replace(k=share)._asdict(), threads=objective.threads)
 
 
-def unknown_metric(name: Any, others: tuple[str, ...]) -> str:
-    """The message for a metric that would take margins for probabilities, or is none."""
-    served = ", ".join(map(repr, ("loss", "error", *others)))
-    return f"eval_metric must be one of {served}, or a function of labels and margins, got {name!r}"
+def metrics(given: Any, own: Callable[[str], Any], others: tuple[str, ...]) -> list[Any]:
+    """Metrics by name: `own` of the objective's; functions, and those `others` that go by the order of margins, as is.
+
+    Raises:
+        ValueError: One of them would take margins for probabilities, or is none.
+    """
+
+    def served(name: Any) -> Any:
+        if callable(name) or name in others:
+            return name
+        if name == "loss" or name in _ERRORS:
+            return own("loss" if name == "loss" else "error")
+        names = ", ".join(map(repr, ("loss", "error", *others)))
+        raise ValueError(f"eval_metric must be one of {names}, or a function of labels and margins, got {name!r}")
+
+    return [served(name) for name in (given if isinstance(given, (list, tuple)) else [given])]
 
 
 def refuse_iterations(options: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 
     kind: str
     tau: float
-    k: float | Literal["targets"]
+    k: int | float | Literal["targets"]
     hessian: str
     floor: float
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
     Args:
         kind: As :class:`Objective` takes it, like the four that follow.
         tau: Likewise.
-        k: Likewise.
+        k: Likewise; in metrics of evaluation sets an int is its share of the training set.
         hessian: Likewise.
         floor: Likewise.
         **parameters: Those of `lightgbm.LGBMClassifier` but `objective`, and LightGBM's own.
@@ -128,12 +129,15 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
             others["eval_y"] = _classifiers.encoded(others["eval_y"], classes)
         for _, labels in [eval_set] if isinstance(eval_set, tuple) else eval_set or []:
             _classifiers.encoded(labels, classes)  # raises for others, which LightGBM takes for one of them
-        metrics = _metrics(objective, ["loss"] if evaluated and eval_metric is None else eval_metric)
-        super().fit(
-            X, y, sample_weight=sample_weight, init_score=init_score, eval_set=eval_set, eval_metric=metrics, **others
-        )
-        self._on_init_score = init_score is not None
         weight = _classifiers.weights_with_classes(sample_weight, self.class_weight, y)
+        if evaluated or eval_metric is not None:
+            own = partial(_Metric, _classifiers.evaluating(objective, weight, len(y)))
+            eval_metric = _classifiers.metrics("loss" if eval_metric is None else eval_metric, own, _RANK_METRICS)
+        super().fit(
+            X, y, sample_weight=sample_weight, init_score=init_score, eval_set=eval_set, eval_metric=eval_metric,
+            **others,
+        )  # fmt: skip
+        self._on_init_score = init_score is not None
         codes = _classifiers.encoded(y, classes)
         self.thresholds_: Array = objective.thresholds(codes, self._margins(X, init_score), weight)
         return self
@@ -178,20 +182,3 @@ class _Metric:
 
     def __call__(self, labels: Array, margins: Array, weight: Array | None) -> tuple[str, float, bool]:
         return self.name, getattr(self.objective, self.name)(labels, margins, weight), False
-
-
-def _metrics(objective: Objective, given: Any) -> Any:
-    """Metrics by name as functions, and those of LightGBM that go by the order of margins as they are."""
-    if given is None:
-        return None
-    names = list(given) if isinstance(given, (list, tuple)) else [given]
-    metrics = []
-    for name in names:
-        own = None if callable(name) else _classifiers.own_metric(name)
-        if own:
-            metrics.append(_Metric(objective, own))
-        elif callable(name) or name in _RANK_METRICS:
-            metrics.append(name)
-        else:
-            raise ValueError(_classifiers.unknown_metric(name, _RANK_METRICS))
-    return metrics

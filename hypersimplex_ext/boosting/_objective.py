@@ -56,7 +56,8 @@ class Objective:
         tau: Temperature in the units of the margins. Trees find the scale of their margins themselves, so that tau
             does no more than to set it: with tau, the libraries' sums of Hessians, and with them the weight of
             `min_child_weight` and `reg_lambda`, change by 1 / tau^2.
-        k: Mass of each class: "targets", the number of its samples; a float, a share of all; an int, this number.
+        k: Mass of each class: "targets", the number of its samples; a float, a share of all; an int, this number,
+            in metrics of other sets too, which may be smaller: take a float there.
         hessian: "diagonal", or "bound", b everywhere, with which a full step cannot raise a Fenchel-Young loss.
         floor: The least diagonal as a share of b, in (0, 1].
         threads: How many threads to use at most; None for as many as PyTorch has.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
     Args:
         kind: As :class:`Objective` takes it, like the four that follow.
         tau: Likewise.
-        k: Likewise.
+        k: Likewise; in metrics of evaluation sets an int is its share of the training set.
         hessian: Likewise.
         floor: Likewise.
         **parameters: Those of `xgboost.XGBClassifier` but `objective`, and XGBoost's own.
@@ -145,7 +146,9 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         if eval_set is not None:
             eval_set = [(x, codes if own is y else _classifiers.encoded(own, classes)) for x, own in eval_set]
         given = self.eval_metric
-        self.eval_metric = _metrics(objective, given)
+        own = partial(getattr, _classifiers.evaluating(objective, sample_weight, len(codes)))
+        metrics = _classifiers.metrics("loss" if given is None else given, own, _RANK_METRICS)
+        self.eval_metric = metrics[0] if len(metrics) == 1 else metrics
         self.objective = objective
         self.__dict__.pop("_labels", None)  # in training classes are 0, 1, ...
         try:
@@ -232,18 +235,3 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         labels = kept["labels"]
         self._labels = np.arange(self.n_classes_) if labels is None else np.array(labels)
         self._on_base_margin = kept["on_base_margin"]
-
-
-def _metrics(objective: Objective, given: Any) -> Any:
-    """Metrics by name as methods of the objective, and those of XGBoost that go by the order of margins as they are."""
-    names = ["loss"] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-    metrics = []
-    for name in names:
-        own = None if callable(name) else _classifiers.own_metric(name)
-        if own:
-            metrics.append(getattr(objective, own))
-        elif callable(name) or name in _RANK_METRICS:
-            metrics.append(name)
-        else:
-            raise ValueError(_classifiers.unknown_metric(name, _RANK_METRICS))
-    return metrics[0] if len(metrics) == 1 else metrics
