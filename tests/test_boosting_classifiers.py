@@ -197,6 +197,22 @@ def test_several_metrics_and_parameters_after_training(kind):
     assert np.array_equal(model.set_params(learning_rate=0.2, n_jobs=1).predict(x), predictions)
 
 
+def test_settings_after_training_change_no_prediction(kind, tmp_path):
+    x, y = data(2)
+    model = made(kind).fit(x, y)
+    predictions, p = model.predict(x), model.predict_proba(x)
+    model.set_params(tau=0.2, kind="squared", k=0.9)
+    assert model.objective_ == Objective(threads=1)
+    assert np.array_equal(model.predict(x), predictions)
+    assert np.array_equal(model.predict_proba(x), p)
+    if kind.__name__ == "XGBClassifier":
+        model.save_model(tmp_path / "model.json")
+        model = kind()
+        model.load_model(tmp_path / "model.json")
+        assert model.objective_ == Objective()
+        assert np.array_equal(model.set_params(tau=0.2).predict_proba(x), p)
+
+
 def test_leaves_and_contributions_are_the_library_s(kind):
     x, y = data(2)
     model = made(kind).fit(x, y)

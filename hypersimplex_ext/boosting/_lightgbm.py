@@ -37,7 +37,7 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
 
     Attributes:
         thresholds_: [C], binary [1], in the units of the margins.
-        objective_: The objective.
+        objective_: The objective that it was trained on, whatever the settings are since.
 
     Metrics of `eval_metric`, for early stopping and the like: "loss", the default, the mean of the loss over an
     evaluation set; "error", the share of wrong labels at the thresholds of that set; LightGBM's "auc",
@@ -84,15 +84,15 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
 
     @property
     def objective_(self) -> Objective:
-        """The objective of these settings."""
-        return _classifiers.objective_of(self)
+        """The objective that it was trained on."""
+        return self._trained_on
 
     def _process_params(self, stage: str) -> dict[str, Any]:
         """What LightGBM is given, without what it does not know."""
         parameters: dict[str, Any] = super()._process_params(stage)
         for name in _classifiers.SETTINGS:
             parameters.pop(name, None)
-        parameters["objective"] = self.objective_ if stage == "fit" else "None"
+        parameters["objective"] = _classifiers.objective_of(self) if stage == "fit" else "None"
         # With an objective that is not its own, LightGBM fails where its filter leaves no feature to split.
         parameters.setdefault("feature_pre_filter", False)
         if parameters.get("metric") in ("binary", "multiclass", "binary_logloss", "multi_logloss"):
@@ -116,7 +116,7 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
             ValueError: `y` has one class alone, a setting is out of its range, or a parameter or metric cannot be
                 served with this loss.
         """
-        objective = self.objective_
+        objective = _classifiers.objective_of(self)
         _classifiers.check_labels(y)
         for name in _IGNORED:
             if self.get_params().get(name) not in (None, False, 1):
@@ -138,6 +138,7 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
             **others,
         )  # fmt: skip
         self._on_init_score = init_score is not None
+        self._trained_on: Objective = objective
         codes = _classifiers.encoded(y, classes)
         self.thresholds_: Array = objective.thresholds(codes, self._margins(X, init_score), weight)
         return self
@@ -158,7 +159,8 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
     def decision_function(self, X: Any, *, init_score: Any = None, **options: Any) -> Array:  # noqa: N803
         """Scores (x - T) / tau of margins x at thresholds T: [n, C], or binary, minus 1/2, [n], above 0 for class 1."""
         _classifiers.refuse_iterations(options, ("start_iteration", "num_iteration"))
-        return _classifiers.decision(self.objective_.scores(self._margins(X, init_score, **options), self.thresholds_))
+        margins = self._margins(X, init_score, **options)
+        return _classifiers.decision(self.objective_.scores(margins, self.thresholds_))
 
     def predict(self, X: Any, raw_score: bool = False, *, init_score: Any = None, **options: Any) -> Any:  # noqa: N803
         """Labels [n], at the thresholds of the training set; or what LightGBM's other options ask for."""

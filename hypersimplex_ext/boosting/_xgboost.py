@@ -40,7 +40,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
 
     Attributes:
         thresholds_: [C], binary [1], in the units of the margins.
-        objective_: The objective.
+        objective_: The objective that it was trained on, whatever the settings are since.
         classes_: The labels.
 
     Metrics of `eval_metric`, for early stopping and the like: "loss", the default, the mean of the loss over an
@@ -101,14 +101,16 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         for name in _classifiers.SETTINGS:
             parameters.pop(name, None)
         if parameters.get("min_child_weight") is None:
-            parameters["min_child_weight"] = _ACTIVE_IN_LEAF * _derivatives.bound(self.objective_.settings)
+            parameters["min_child_weight"] = _ACTIVE_IN_LEAF * _derivatives.bound(
+                _classifiers.objective_of(self).settings
+            )
         parameters.pop("eval_metric", None)  # training adds those that XGBoost knows
         return parameters | {"disable_default_eval_metric": True}
 
     @property
     def objective_(self) -> Objective:
-        """The objective of these settings."""
-        return _classifiers.objective_of(self)
+        """The objective that it was trained on."""
+        return self._trained_on
 
     @property
     def classes_(self) -> Array:
@@ -133,7 +135,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
             ValueError: `y` has one class alone, a nan or more than one dimension; a setting is out of its range; or a
                 parameter or metric cannot be served with this loss.
         """
-        objective = self.objective_
+        objective = _classifiers.objective_of(self)
         _classifiers.check_labels(y)
         if self.scale_pos_weight not in (None, 1):
             raise ValueError(
@@ -161,6 +163,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
             self.objective = None
         self._labels = classes
         self._on_base_margin = base_margin is not None
+        self._trained_on: Objective = objective
         self.thresholds_: Array = objective.thresholds(codes, self._margins(X, base_margin), sample_weight)
         return self
 
@@ -208,7 +211,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         labels = self._labels.tolist()
         kept = {
             "thresholds": self.thresholds_.tolist(),
-            "settings": {name: getattr(self, name) for name in _classifiers.SETTINGS},
+            "settings": self.objective_.settings._asdict(),
             "labels": labels if all(isinstance(label, (str, int, float, bool)) for label in labels) else None,
             "on_base_margin": self._on_base_margin,
         }
@@ -231,6 +234,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         self.objective = None
         for name, value in kept["settings"].items():
             setattr(self, name, value)
+        self._trained_on = _classifiers.objective_of(self)
         self.thresholds_ = np.array(kept["thresholds"], np.float64)
         labels = kept["labels"]
         self._labels = np.arange(self.n_classes_) if labels is None else np.array(labels)
