@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator
 
@@ -166,9 +167,8 @@ def test_metrics_by_name(kind, metric):
     results = model.evals_result_["valid_0"] if lightgbm else model.evals_result()["validation_0"]
     assert list(results) == [metric]
     margins = margins_of(model, valid[0])
-    if metric != "auc":
-        due = getattr(Objective(), metric)(valid[1], margins)
-        assert results[metric][best_iteration(model) - 1] == pytest.approx(due, abs=1e-4)
+    due = roc_auc_score if metric == "auc" else getattr(Objective(), metric)
+    assert results[metric][best_iteration(model) - 1] == pytest.approx(due(valid[1], margins), abs=1e-4)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -187,14 +187,24 @@ def test_a_number_as_mass_is_a_share_of_evaluation_sets(kind, weighted, metric):
 
 def test_several_metrics_and_parameters_after_training(kind):
     x, y = data(2)
-    lightgbm, metrics = kind.__name__ == "LGBMClassifier", ["error", "auc"]
+    lightgbm, metrics = kind.__name__ == "LGBMClassifier", ["auc", "error"]
     model = made(kind) if lightgbm else made(kind, eval_metric=metrics)
     valid = data(2, seed=1)
     model = fitted_with_stopping(model, x, y, *valid, **({"eval_metric": metrics} if lightgbm else {}))
     results = model.evals_result_["valid_0"] if lightgbm else model.evals_result()["validation_0"]
-    assert set(results) == set(metrics)
+    assert list(results) == metrics  # of which the last one stops with XGBoost
     predictions = model.predict(x)
     assert np.array_equal(model.set_params(learning_rate=0.2, n_jobs=1).predict(x), predictions)
+
+
+@pytest.mark.parametrize("metrics", [["loss", "auc"], ["loss", "error"], ["auc", "error", "aucpr"]])
+def test_metrics_that_xgboost_would_put_in_another_order(metrics):
+    pytest.importorskip("xgboost", reason="xgboost is not installed")
+    from hypersimplex_ext.boosting import XGBClassifier
+
+    x, y = data(2)
+    with pytest.raises(ValueError, match="eval_metric must have none but XGBoost's own before the last"):
+        XGBClassifier(eval_metric=metrics).fit(x, y, eval_set=[(x, y)])
 
 
 def test_settings_after_training_change_no_prediction(kind, tmp_path):

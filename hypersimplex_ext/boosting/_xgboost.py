@@ -45,8 +45,9 @@ class XGBClassifier(_Base):  # type: ignore[misc]
 
     Metrics of `eval_metric`, for early stopping and the like: "loss", the default, the mean of the loss over an
     evaluation set; "error", the share of wrong labels at the thresholds of that set; XGBoost's "auc" and "aucpr";
-    functions, which are given raw margins. `base_margin` is handed to `predict` and the others too, where the model was
-    trained on one. A model that is saved and loaded keeps thresholds, settings and, if JSON can hold them, labels.
+    functions, which are given raw margins. The last one stops training, and all before it must be XGBoost's own.
+    `base_margin` is handed to `predict` and the others too, where the model was trained on one. A model that is saved
+    and loaded keeps thresholds, settings and, if JSON can hold them, labels.
 
     Example:
         >>> from sklearn.datasets import load_breast_cancer
@@ -150,6 +151,11 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         given = self.eval_metric
         own = partial(getattr, _classifiers.evaluating(objective, sample_weight, len(codes)))
         metrics = _classifiers.metrics("loss" if given is None else given, own, _RANK_METRICS)
+        if any(map(callable, metrics[:-1])):
+            raise ValueError(
+                "eval_metric must have none but XGBoost's own before the last, as XGBoost evaluates those first and "
+                f"takes one other, got {given!r}"
+            )
         self.eval_metric = metrics[0] if len(metrics) == 1 else metrics
         self.objective = objective
         self.__dict__.pop("_labels", None)  # in training classes are 0, 1, ...
