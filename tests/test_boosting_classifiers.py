@@ -242,6 +242,21 @@ def test_metrics_that_take_margins_for_probabilities_are_refused(kind):
         model.fit(x, y, **more)
 
 
+@pytest.mark.parametrize("name", ["metric", "metrics", "metric_types"])
+def test_the_metrics_among_the_parameters_of_lightgbm(name):
+    pytest.importorskip("lightgbm", reason="lightgbm is not installed")
+    from hypersimplex_ext.boosting import LGBMClassifier
+
+    x, y = data(2)
+    for given in ("binary_logloss", "auc,cross_entropy", ["auc", "l2"], "error"):
+        with pytest.raises(ValueError, match=rf"{name} must be one of 'auc', 'auc_mu', .* others go to eval_metric"):
+            made(LGBMClassifier, **{name: given}).fit(x, y)
+    model = fitted_with_stopping(made(LGBMClassifier, **{name: "auc,average_precision"}), x, y, *data(2, seed=1))
+    assert set(model.evals_result_["valid_0"]) == {"auc", "average_precision", "loss"}
+    model = fitted_with_stopping(made(LGBMClassifier, **{name: "None"}), x, y, *data(2, seed=1))
+    assert set(model.evals_result_["valid_0"]) == {"loss"}
+
+
 def test_a_metric_of_the_user_gets_raw_margins(kind):
     x, y = data(3)
     seen = []

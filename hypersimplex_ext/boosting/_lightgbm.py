@@ -17,6 +17,7 @@ _Base: Any = _lightgbm.LGBMClassifier
 _predict: Any = _lightgbm.LGBMModel.predict  # which knows nothing of labels
 
 _RANK_METRICS = ("auc", "auc_mu", "average_precision")
+_METRIC = ("metric", "metrics", "metric_types")
 _IGNORED = ("scale_pos_weight", "is_unbalance", "unbalance", "unbalanced_sets")  # by LightGBM, beside an objective
 
 
@@ -95,8 +96,8 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
         parameters["objective"] = _classifiers.objective_of(self) if stage == "fit" else "None"
         # With an objective that is not its own, LightGBM fails where its filter leaves no feature to split.
         parameters.setdefault("feature_pre_filter", False)
-        if parameters.get("metric") in ("binary", "multiclass", "binary_logloss", "multi_logloss"):
-            parameters["metric"] = "None"  # it would take margins for probabilities
+        if parameters["metric"] in ("binary", "multiclass", "binary_logloss", "multi_logloss"):
+            parameters["metric"] = "None"  # LightGBM's default, which would take margins for probabilities
         return parameters
 
     def fit(
@@ -123,6 +124,7 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
                 raise ValueError(
                     f"{name} must be left alone, as LightGBM ignores it beside an objective: use class_weight"
                 )
+        _check_metric_parameter(self.get_params())
         evaluated = eval_set is not None or others.get("eval_X") is not None
         classes = np.unique(np.asarray(y))
         if others.get("eval_y") is not None:  # which LightGBM does not encode
@@ -174,6 +176,16 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
         if raw_score or options.get("pred_leaf") or options.get("pred_contrib"):
             return _predict(self, X, raw_score=raw_score, **options)
         return _classifiers.probabilities(self.decision_function(X, init_score=init_score, **options))
+
+
+def _check_metric_parameter(parameters: dict[str, Any]) -> None:
+    """Raise for metrics among the parameters of LightGBM, beside `eval_metric`, that would take margins for more."""
+    for alias in _METRIC:
+        given = parameters.get(alias) or []
+        for name in given.split(",") if isinstance(given, str) else given:
+            if name not in (*_RANK_METRICS, "None"):
+                served = ", ".join(map(repr, _RANK_METRICS))
+                raise ValueError(f"{alias} must be one of {served}, others go to eval_metric of fit, got {name!r}")
 
 
 class _Metric:
