@@ -113,9 +113,15 @@ def test_the_diagonal_is_of_active_weights_alone():
 
 
 def test_weighted_thresholds_in_a_gap_are_its_middle():
-    y, x = np.array([0, 0, 1, 1]), np.array([-7.0, -5, 5, 9])
-    for w in (None, np.ones(4), np.array([1, 2, 3, 4])):
-        np.testing.assert_allclose(Objective().thresholds(y, x, w), [-0.5], atol=1e-12)
+    y, x = np.array([1, 0, 1, 0]), np.array([0.6, -0.2, -1.5, 1.0])  # of which steps end at the edge, by 1e-16
+    for w in (None, np.ones(4), np.array([2, 5, 0.3, 0.3])):
+        np.testing.assert_allclose(Objective(tau=0.5).thresholds(y, x, w), [-0.05], atol=1e-12)
+    rng = np.random.default_rng(0)
+    for tau in (0.01, 0.1, 0.5, 2.0):
+        for _ in range(100):
+            x, y = rng.normal(size=8).round(1), rng.permutation([0, 0, 0, 1, 1, 1, 0, 1])
+            due = Objective(tau=tau).thresholds(y, x)
+            np.testing.assert_allclose(Objective(tau=tau).thresholds(y, x, np.ones(8)), due, atol=1e-9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -59,8 +59,10 @@ def project(x: Array, s: Array, k: float, tau: float) -> Column:
             break
         t = following
     active = (u > 0) & (u < 1) & weighed
+    if _sum(s, np.where(active, np.minimum(p, 1 - p), 0.0)) <= rounding:  # at the edge of a gap, but for rounding
+        active = np.zeros_like(active)
     if not active.any():  # all thresholds of a gap give the same p: its middle
-        ones, zeros = (u >= 1) & weighed, (u <= 0) & weighed
+        ones, zeros = (p > 0.5) & weighed, (p <= 0.5) & weighed
         if ones.any() and zeros.any():
             t = (float(x[ones].min()) - tau + float(x[zeros].max())) / 2
     return Column(t, p, active, _sum(s, active.astype(np.float64)))
