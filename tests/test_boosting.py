@@ -289,6 +289,15 @@ def test_a_nan_in_weighted_margins():
         Objective()([0, 1] * 3, np.where(X > 0.9, np.nan, X), [1, 2] * 3)
 
 
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+def test_infinite_margins(infinite):
+    y, x = [0, 1] * 3, np.where(X > 0.9, infinite, X)
+    assert np.isfinite(Objective()(y, x)[0]).all()
+    for call in (Objective(), Objective().loss, Objective().thresholds):
+        with pytest.raises(ValueError, match=f"margins must be finite beside sample_weight, got {infinite}"):
+            call(y, x, [1, 2] * 3)
+
+
 def test_what_cannot_be_served_is_refused_with_the_reason():
     class Collection:
         __module__ = "dask.array.core"

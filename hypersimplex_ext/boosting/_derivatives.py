@@ -137,7 +137,15 @@ def _diagonal(x: Array, t: Any, a: Any, settings: Settings, b: float) -> Array:
 
 
 def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[_weighted_mass.Column, Array]]:
-    """The weighted projection of every class, and its targets."""
+    """The weighted projection of every class, and its targets.
+
+    Raises:
+        ValueError: A margin is infinite, of which Newton's steps would make nan.
+    """
+    if x.isinf().any():
+        raise ValueError(
+            f"margins must be finite beside sample_weight, got {x[x.isinf()][0]} among {x.numel()} entries"
+        )
     assert arguments.sample_weight is not None
     s, target = arguments.sample_weight.numpy(), arguments.target.numpy()
     columns = []

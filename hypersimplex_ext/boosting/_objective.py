@@ -66,9 +66,9 @@ class Objective:
         TypeError: `tau`, `floor`, `k` or `threads` is no number.
         ValueError: A setting is out of its range.
 
-    Calling it raises TypeError or ValueError by name for margins, labels or weights that cannot be meant: a nan, one
-    class alone, other labels than 0, ..., C - 1, negative weights, other shapes; and NotImplementedError where training
-    is spread over workers.
+    Calling it raises TypeError or ValueError by name for margins, labels or weights that cannot be meant: a nan, an
+    infinite margin beside weights, one class alone, other labels than 0, ..., C - 1, negative weights, other shapes;
+    and NotImplementedError where training is spread over workers.
 
     Example:
         >>> objective = Objective()
