@@ -258,8 +258,6 @@ X = np.linspace(-1, 1, 6)
         (([0, 1, 2, 1, 0, 3], np.ones((6, 3))), ValueError, "labels must be integers from 0 to 2, got 3"),
         (([0, 1, 2, 1, 0, np.nan], np.ones((6, 3))), ValueError, "labels must be integers from 0 to 2, got nan"),
         (([0, 1, 2, 1, 0, 0.5], np.ones((6, 3))), ValueError, "labels must be integers from 0 to 2, got 0.5"),
-        (([1] * 6, X), ValueError, "labels must be of at least two classes, got 1 alone"),
-        (([2] * 6, np.ones((6, 3))), ValueError, "labels must be of at least two classes, got 2 alone"),
         (([0, 1, 0], X), ValueError, r"labels must have shape \[6\], one per sample, got \[3\]"),
         ((list("abcabc"), X), TypeError, "labels must be numbers 0, 1, ..., got <U1"),
         (([0, 1] * 3, np.ones((2, 3, 1))), ValueError, r"margins must have shape \[n\] or \[n, C\]"),
@@ -277,6 +275,15 @@ def test_bad_input(arguments, error, message):
     for call in (Objective(), Objective().loss, Objective().error, Objective().thresholds):
         with pytest.raises(error, match=message):
             call(*arguments)
+
+
+@pytest.mark.parametrize("x", [X, np.outer(X, [1, -1, 2])])
+def test_one_class_alone_teaches_nothing_but_can_be_evaluated(x):
+    with pytest.raises(ValueError, match="labels must be of at least two classes, got 1 alone"):
+        Objective()([1] * 6, x)
+    for w in (None, np.ones(6)):
+        assert Objective().loss([1] * 6, x, w) == pytest.approx(0, abs=1e-12)
+        assert Objective().error([1] * 6, x, w) == 0
 
 
 def test_a_mass_out_of_range_of_the_batch():
@@ -327,6 +334,9 @@ def test_the_checker_finds_wrong_derivatives():
         return p - y, p * (1 - p)
 
     assert check_objective(right, y, x, loss=logloss).held == 0
+    check_objective(Objective(), y, x, (np.arange(len(y)) % 7 > 0).astype(float), entries=len(y))
+    with pytest.raises(AssertionError, match=r"the Hessian at sample .* must be positive, got 0"):
+        check_objective(lambda y, x: (np.ones(len(x)), np.zeros(len(x))), y, x)
     with pytest.raises(AssertionError, match="the gradient at sample"):
         check_objective(lambda y, x: (2 * right(y, x)[0], right(y, x)[1] * 2), y, x, loss=logloss)
     with pytest.raises(AssertionError, match=r"the Hessian at sample .* must be at least"):

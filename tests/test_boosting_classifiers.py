@@ -286,6 +286,42 @@ def test_base_margins(kind, classes):
         model.predict(x)
 
 
+def test_raw_scores_of_lightgbm_with_initial_ones():
+    pytest.importorskip("lightgbm", reason="lightgbm is not installed")
+    from hypersimplex_ext.boosting import LGBMClassifier
+
+    x, y = data(3)
+    start = np.random.default_rng(0).normal(size=(len(y), 3))
+    model = made(LGBMClassifier).fit(x, y, init_score=start)
+    for method in (model.predict, model.predict_proba):
+        due = method(x, raw_score=True) + start
+        np.testing.assert_allclose(method(x, raw_score=True, init_score=start), due)
+        np.testing.assert_allclose(method(x, raw_score=True, init_score=start.ravel("F")), due)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_an_evaluation_set_of_one_class(kind, classes):
+    x, y = data(classes)
+    model = fitted_with_stopping(made(kind), x, y, x[y == 1], y[y == 1])
+    assert model.score(x, y) > 0.5
+
+
+@pytest.mark.parametrize("settings", [{"k": 1.0}, {"k": 0}, {}])
+def test_masses_that_leave_nothing_to_tell(kind, settings):
+    x, y = data(3)
+    w = None if settings else (y == 1).astype(float)
+    with pytest.raises(ValueError, match="k and sample_weight must leave some class a part of the samples"):
+        made(kind, **settings).fit(x, y, sample_weight=w)
+
+
+def test_linear_models_of_xgboost_get_no_weight_of_leaves():
+    pytest.importorskip("xgboost", reason="xgboost is not installed")
+    from hypersimplex_ext.boosting import XGBClassifier
+
+    assert XGBClassifier().get_xgb_params()["min_child_weight"] == 20
+    assert XGBClassifier(booster="gblinear").get_xgb_params()["min_child_weight"] is None
+
+
 def test_sparse_features_missing_values_and_one_sample(kind):
     x, y = data(2)
     x[np.abs(x) < 0.3] = 0

@@ -40,17 +40,21 @@ def labels(value: Any, x: Tensor) -> Tensor:
     classes = x.shape[1] if x.ndim > 1 else 2
     if x.ndim == 1:
         ones = array.astype(bool)
-        right, single = np.array_equal(array, ones), np.count_nonzero(ones) in (0, len(ones))
+        right = np.array_equal(array, ones)
         target = _shared(array.astype(x.numpy().dtype, copy=False))
     else:
         index = array.astype(np.int64) if array.dtype.kind != "f" else _truncated(array)
-        least, most = index.min(), index.max()
-        right, single = least >= 0 and most < classes and np.array_equal(array, index), least == most
+        right = index.min() >= 0 and index.max() < classes and np.array_equal(array, index)
         target = _shared(index)
     if not right:
         raise ValueError(f"labels must be integers from 0 to {classes - 1}, got {_first_wrong(array, classes)}")
-    if single:
-        raise ValueError(f"labels must be of at least two classes, got {array[0]:g} alone")
+    return target
+
+
+def of_several_classes(target: Tensor) -> Tensor:
+    """Checked labels to train with: one class alone teaches nothing, though an evaluation set may hold no other."""
+    if target.min() == target.max():
+        raise ValueError(f"labels must be of at least two classes, got {target[0].item():g} alone")
     return target
 
 

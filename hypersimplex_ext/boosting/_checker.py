@@ -60,7 +60,7 @@ def check_objective(
 
     Raises:
         AssertionError: Shapes differ, a gradient is off, or a Hessian lies below the second derivative or is not
-            positive; it names the entry.
+            positive (0 is right where the gradient is 0); it names the entry.
 
     Example:
         >>> y, x = np.arange(40) % 2, np.linspace(-1, 1, 40)
@@ -115,7 +115,8 @@ def _judged(
         _require(error <= tolerance, f"the gradient {at} must be {first:.7g}, got {gradient:.7g}")
         missing = (second - hessian) / steepest
         _require(missing <= tolerance, f"the Hessian {at} must be at least {second:.7g}, got {hessian:.7g}")
-        _require(hessian > 0, f"the Hessian {at} must be positive, got {hessian:.7g}")
+        idle = gradient == hessian == 0  # as of a sample without weight
+        _require(hessian > 0 or idle, f"the Hessian {at} must be positive, got {hessian:.7g}")
         held += missing < -tolerance
         off, low = max(off, error), max(low, abs(missing) if missing >= -tolerance else 0.0)
     return Differences(off, low, len(found), skipped, held)

@@ -116,6 +116,15 @@ def metrics(given: Any, own: Callable[[str], Any], others: tuple[str, ...]) -> l
     return [served(name) for name in (given if isinstance(given, (list, tuple)) else [given])]
 
 
+def finite(thresholds: Array) -> Array:
+    """Thresholds, of which some must be finite to tell samples apart."""
+    if not np.isfinite(thresholds).any():
+        raise ValueError(
+            f"k and sample_weight must leave some class a part of the samples, got thresholds {thresholds.tolist()}"
+        )
+    return thresholds
+
+
 def refuse_iterations(options: dict[str, Any], names: tuple[str, ...]) -> None:
     """Raise for iterations other than the best: thresholds are of its margins."""
     for name in names:

@@ -142,15 +142,19 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
         self._on_init_score = init_score is not None
         self._trained_on: Objective = objective
         codes = _classifiers.encoded(y, classes)
-        self.thresholds_: Array = objective.thresholds(codes, self._margins(X, init_score), weight)
+        self.thresholds_: Array = _classifiers.finite(objective.thresholds(codes, self._margins(X, init_score), weight))
         return self
 
     def _margins(self, X: Any, init_score: Any, **options: Any) -> Array:  # noqa: N803
-        """Raw scores [n] or [n, C], with the initial ones."""
+        """Raw scores [n] or [n, C] to predict with: with the initial ones."""
+        if init_score is None and getattr(self, "_on_init_score", False):
+            raise ValueError("init_score must be given, as the model was trained on top of one, got None")
+        return self._raw_scores(X, init_score, **options)
+
+    def _raw_scores(self, X: Any, init_score: Any, **options: Any) -> Array:  # noqa: N803
+        """Raw scores, with the initial ones if they are given."""
         margins: Array = _predict(self, X, raw_score=True, **options)
         if init_score is None:
-            if getattr(self, "_on_init_score", False):
-                raise ValueError("init_score must be given, as the model was trained on top of one, got None")
             return margins
         start = np.asarray(init_score, np.float64)
         shape = margins.shape[::-1] if start.ndim == 1 and margins.ndim > 1 else margins.shape
@@ -166,15 +170,17 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
 
     def predict(self, X: Any, raw_score: bool = False, *, init_score: Any = None, **options: Any) -> Any:  # noqa: N803
         """Labels [n], at the thresholds of the training set; or what LightGBM's other options ask for."""
-        if raw_score or options.get("pred_leaf") or options.get("pred_contrib"):
-            return _predict(self, X, raw_score=raw_score, **options)
+        if raw_score:
+            return self._raw_scores(X, init_score, **options)
+        if options.get("pred_leaf") or options.get("pred_contrib"):
+            return _predict(self, X, **options)
         decision = self.decision_function(X, init_score=init_score, **options)
         return self.classes_[_classifiers.indices(decision)]
 
     def predict_proba(self, X: Any, raw_score: bool = False, *, init_score: Any = None, **options: Any) -> Any:  # noqa: N803
         """Probabilities [n, C]: binary the clipped score, else the distribution nearest to the scores."""
         if raw_score or options.get("pred_leaf") or options.get("pred_contrib"):
-            return _predict(self, X, raw_score=raw_score, **options)
+            return self.predict(X, raw_score, init_score=init_score, **options)
         return _classifiers.probabilities(self.decision_function(X, init_score=init_score, **options))
 
 

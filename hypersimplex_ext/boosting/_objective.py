@@ -117,7 +117,8 @@ class Objective:
         labels, margins, weight, _ = _libraries.given(first, second, sample_weight)
         with _at_most(self.threads):
             x = _arrays.margins(margins)
-            found = _derivatives.derivatives(x, _arrays.labels(labels, x), _arrays.weights(weight, x), self.settings)
+            target = _arrays.of_several_classes(_arrays.labels(labels, x))
+            found = _derivatives.derivatives(x, target, _arrays.weights(weight, x), self.settings)
         return _libraries.result((found.gradient.numpy(), found.hessian.numpy()), np.asarray(margins))
 
     def loss(self, first: Any, second: Any, sample_weight: Any = None) -> Any:

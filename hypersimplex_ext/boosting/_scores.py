@@ -22,7 +22,11 @@ def scores(margins: Array, thresholds: Any, tau: float) -> Array:
 
 
 def labels(s: Array) -> Array:
-    """Class indices [n]; of equal scores the first class, and of a binary score of 1/2 class 0."""
+    """Class indices [n]; of equal scores the first class.
+
+    A binary score of 1/2 is class 0, as scikit-learn has it of a decision of 0; :meth:`nn.HyperSimplexLoss.predict`
+    says 1.
+    """
     found: Array = s > 0.5 if s.ndim == 1 else s.argmax(1)
     return found.astype(np.int64)
 

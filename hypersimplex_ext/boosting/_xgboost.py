@@ -101,7 +101,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         parameters: dict[str, Any] = super().get_xgb_params()
         for name in _classifiers.SETTINGS:
             parameters.pop(name, None)
-        if parameters.get("min_child_weight") is None:
+        if parameters.get("min_child_weight") is None and self.booster != "gblinear":  # which has no leaves
             parameters["min_child_weight"] = _ACTIVE_IN_LEAF * _derivatives.bound(
                 _classifiers.objective_of(self).settings
             )
@@ -170,7 +170,8 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         self._labels = classes
         self._on_base_margin = base_margin is not None
         self._trained_on: Objective = objective
-        self.thresholds_: Array = objective.thresholds(codes, self._margins(X, base_margin), sample_weight)
+        margins = self._margins(X, base_margin)
+        self.thresholds_: Array = _classifiers.finite(objective.thresholds(codes, margins, sample_weight))
         return self
 
     def _margins(self, X: Any, base_margin: Any, **options: Any) -> Array:  # noqa: N803
