@@ -10,63 +10,18 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator
 
 from hypersimplex_ext.boosting import Objective
 
-NAMES = {"LGBMClassifier": "lightgbm", "XGBClassifier": "xgboost"}
-
-
-@pytest.fixture(params=NAMES)
-def kind(request):
-    """The class of a classifier."""
-    pytest.importorskip(NAMES[request.param], reason=f"{NAMES[request.param]} is not installed")
-    from hypersimplex_ext import boosting
-
-    return getattr(boosting, request.param)
-
-
-def made(classifier, **parameters):
-    quiet = {"verbosity": -1} if classifier.__name__ == "LGBMClassifier" else {}
-    return classifier(**{"n_estimators": 8, "n_jobs": 1, **quiet, **parameters})
-
-
-def data(classes, n=600, seed=0, shares=None):
-    rng = np.random.default_rng(seed)
-    y = rng.choice(classes, n, p=shares)
-    x = rng.normal(size=(n, 6)) + 1.5 * np.eye(classes, 6)[y]
-    return x, y
-
-
-def fitted_with_stopping(model, x, y, valid_x, valid_y, **more):
-    """Trained until the loss of a validation set has not fallen for two rounds."""
-    if type(model).__name__ == "XGBClassifier":
-        return model.set_params(early_stopping_rounds=2).fit(x, y, eval_set=[(valid_x, valid_y)], **more)
-    import lightgbm
-
-    stopping = [lightgbm.early_stopping(2, verbose=False)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # eval_set is deprecated from 4.7 on, and before it there is no other
-        return model.fit(x, y, eval_set=[(valid_x, valid_y)], callbacks=stopping, **more)
-
-
-def margins_of(model, x, **more):
-    return model.predict(
-        x, **{"output_margin" if type(model).__name__ == "XGBClassifier" else "raw_score": True}, **more
-    )
-
-
-def best_iteration(model):
-    """How many rounds predict."""
-    return model.best_iteration + 1 if type(model).__name__ == "XGBClassifier" else model.best_iteration_
+from .boosted import best_iteration, data, fitted_with_stopping, made, margins_of
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_it_predicts_at_the_thresholds_of_the_training_margins(kind, classes):
+def test_it_predicts_at_the_thresholds_of_the_training_margins(classifier, classes):
     x, y = data(classes)
-    model = made(kind, tau=0.8).fit(x, y)
+    model = made(classifier, tau=0.8).fit(x, y)
     objective, margins = Objective(tau=0.8), margins_of(model, x)
     assert model.objective_ == Objective(tau=0.8, threads=1)
     np.testing.assert_allclose(model.thresholds_, objective.thresholds(y, margins), atol=1e-6)
@@ -82,46 +37,46 @@ def test_it_predicts_at_the_thresholds_of_the_training_margins(kind, classes):
     assert model.score(x, y) > 0.75
 
 
-def test_thresholds_are_those_of_the_best_iteration(kind):
+def test_thresholds_are_those_of_the_best_iteration(classifier):
     x, y = data(3)
     rng = np.random.default_rng(1)
     wrong = np.where(rng.random(len(y)) < 0.4, rng.integers(0, 3, len(y)), y)
-    model = fitted_with_stopping(made(kind, n_estimators=200, learning_rate=0.5), x, wrong, *data(3, seed=2))
+    model = fitted_with_stopping(made(classifier, n_estimators=200, learning_rate=0.5), x, wrong, *data(3, seed=2))
     assert best_iteration(model) < 50
     np.testing.assert_allclose(model.thresholds_, Objective().thresholds(wrong, margins_of(model, x)), atol=1e-6)
-    short = made(kind, n_estimators=best_iteration(model), learning_rate=0.5).fit(x, wrong)
+    short = made(classifier, n_estimators=best_iteration(model), learning_rate=0.5).fit(x, wrong)
     np.testing.assert_allclose(model.thresholds_, short.thresholds_, atol=1e-5)
     assert np.array_equal(model.predict(x), short.predict(x))
 
 
 @pytest.mark.parametrize("labels", [np.array(["ham", "egg", "tea"]), np.array([7, -3, 40]), np.array([2.0, 5.0, 9.0])])
-def test_labels_of_any_type(kind, labels):
+def test_labels_of_any_type(classifier, labels):
     x, y = data(3)
     given = np.sort(labels)[y]
-    model = made(kind).fit(x, given)
+    model = made(classifier).fit(x, given)
     assert np.array_equal(model.classes_, np.sort(labels))
     assert model.predict(x).dtype == labels.dtype
-    assert np.array_equal(model.predict(x), np.sort(labels)[made(kind).fit(x, y).predict(x)])
+    assert np.array_equal(model.predict(x), np.sort(labels)[made(classifier).fit(x, y).predict(x)])
     assert model.score(x, given) > 0.75
-    stopped = fitted_with_stopping(made(kind), x, given, x[:100], given[:100])
+    stopped = fitted_with_stopping(made(classifier), x, given, x[:100], given[:100])
     assert set(stopped.predict(x)) <= set(labels)
     with pytest.raises(ValueError, match=r"labels must be \[n\], of the classes"):
-        fitted_with_stopping(made(kind), x, given, x[:3], np.sort(labels)[[0, 1, 2]][::-1].astype("<U9") + "?")
+        fitted_with_stopping(made(classifier), x, given, x[:3], np.sort(labels)[[0, 1, 2]][::-1].astype("<U9") + "?")
 
 
-def test_rare_classes_are_predicted_as_often_as_they_occur(kind):
+def test_rare_classes_are_predicted_as_often_as_they_occur(classifier):
     shares = [0.6, 0.25, 0.1, 0.04, 0.01]
     (x, y), (test_x, test_y) = (data(5, n=3000, seed=seed, shares=shares) for seed in (0, 1))
-    model = made(kind, n_estimators=30, min_child_weight=20).fit(x, y)
+    model = made(classifier, n_estimators=30, min_child_weight=20).fit(x, y)
     plain = margins_of(model, test_x).argmax(1)
     assert np.mean(model.predict(test_x) == test_y) > np.mean(plain == test_y)
     found = np.bincount(model.predict(test_x), minlength=5) / len(test_x)
     np.testing.assert_allclose(found, shares, atol=0.06)
 
 
-def test_clones_pickles_and_dumps(kind, tmp_path):
+def test_clones_pickles_and_dumps(classifier, tmp_path):
     x, y = data(3)
-    model = made(kind, tau=0.5, kind="squared", floor=0.3, k="targets", hessian="bound").fit(x, y)
+    model = made(classifier, tau=0.5, kind="squared", floor=0.3, k="targets", hessian="bound").fit(x, y)
     copy = clone(model)
     assert repr(sorted(copy.get_params().items())) == repr(sorted(model.get_params().items()))  # a nan among them
     assert not hasattr(copy, "thresholds_")
@@ -133,151 +88,64 @@ def test_clones_pickles_and_dumps(kind, tmp_path):
     assert "objective" not in model.get_params()
 
 
-def test_grid_search(kind):
+def test_grid_search(classifier):
     x, y = data(2, n=300)
     given = np.array(["no", "yes"])[y]
-    search = GridSearchCV(made(kind, n_estimators=3), {"tau": [0.5, 1.0], "learning_rate": [0.3]}, cv=2)
+    search = GridSearchCV(made(classifier, n_estimators=3), {"tau": [0.5, 1.0], "learning_rate": [0.3]}, cv=2)
     search.fit(x, given)
     assert search.best_score_ > 0.7
     assert search.best_estimator_.learning_rate == 0.3
-    by_rank = GridSearchCV(made(kind, n_estimators=3), {"floor": [0.1, 0.5]}, scoring="roc_auc", cv=2).fit(x, given)
+    by_rank = GridSearchCV(made(classifier, n_estimators=3), {"floor": [0.1, 0.5]}, scoring="roc_auc", cv=2).fit(
+        x, given
+    )
     assert by_rank.best_score_ > 0.8
 
 
-def test_weights_move_what_is_predicted(kind):
+def test_weights_move_what_is_predicted(classifier):
     x, y = data(2)
-    plain = made(kind).fit(x, y)
-    heavy = made(kind).fit(x, y, sample_weight=np.where(y == 1, 5.0, 1.0))
+    plain = made(classifier).fit(x, y)
+    heavy = made(classifier).fit(x, y, sample_weight=np.where(y == 1, 5.0, 1.0))
     assert heavy.predict(x).mean() > plain.predict(x).mean() + 0.05
     np.testing.assert_allclose(
-        made(kind).fit(x, y, sample_weight=np.ones(len(y))).thresholds_, plain.thresholds_, atol=1e-6
+        made(classifier).fit(x, y, sample_weight=np.ones(len(y))).thresholds_, plain.thresholds_, atol=1e-6
     )
-    if kind.__name__ == "LGBMClassifier":
-        by_class = made(kind, class_weight={0: 1, 1: 5}).fit(x, y)
+    if classifier.__name__ == "LGBMClassifier":
+        by_class = made(classifier, class_weight={0: 1, 1: 5}).fit(x, y)
         assert np.array_equal(by_class.predict(x), heavy.predict(x))
 
 
-@pytest.mark.parametrize("metric", ["loss", "error", "auc"])
-def test_metrics_by_name(kind, metric):
+def test_settings_after_training_change_no_prediction(classifier, tmp_path):
     x, y = data(2)
-    valid = data(2, seed=1)
-    lightgbm = kind.__name__ == "LGBMClassifier"
-    model = made(kind) if lightgbm else made(kind, eval_metric=metric)
-    model = fitted_with_stopping(model, x, y, *valid, **({"eval_metric": metric} if lightgbm else {}))
-    results = model.evals_result_["valid_0"] if lightgbm else model.evals_result()["validation_0"]
-    assert list(results) == [metric]
-    margins = margins_of(model, valid[0])
-    due = roc_auc_score if metric == "auc" else getattr(Objective(), metric)
-    assert results[metric][best_iteration(model) - 1] == pytest.approx(due(valid[1], margins), abs=1e-4)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("metric", ["loss", "error"])
-def test_a_number_as_mass_is_a_share_of_evaluation_sets(kind, weighted, metric):
-    (x, y), valid = data(2), data(2, n=100, seed=1)
-    w = np.where(y == 1, 2.0, 1.0) if weighted else None
-    share = 200 / (len(y) if w is None else w.sum())
-    lightgbm = kind.__name__ == "LGBMClassifier"
-    model = made(kind, k=200) if lightgbm else made(kind, k=200, eval_metric=metric)
-    model = fitted_with_stopping(model, x, y, *valid, sample_weight=w, **({"eval_metric": metric} if lightgbm else {}))
-    results = model.evals_result_["valid_0"] if lightgbm else model.evals_result()["validation_0"]
-    due = getattr(Objective(k=share), metric)(valid[1], margins_of(model, valid[0]))
-    assert results[metric][best_iteration(model) - 1] == pytest.approx(due, abs=1e-4)
-
-
-def test_several_metrics_and_parameters_after_training(kind):
-    x, y = data(2)
-    lightgbm, metrics = kind.__name__ == "LGBMClassifier", ["auc", "error"]
-    model = made(kind) if lightgbm else made(kind, eval_metric=metrics)
-    valid = data(2, seed=1)
-    model = fitted_with_stopping(model, x, y, *valid, **({"eval_metric": metrics} if lightgbm else {}))
-    results = model.evals_result_["valid_0"] if lightgbm else model.evals_result()["validation_0"]
-    assert list(results) == metrics  # of which the last one stops with XGBoost
-    predictions = model.predict(x)
-    assert np.array_equal(model.set_params(learning_rate=0.2, n_jobs=1).predict(x), predictions)
-
-
-@pytest.mark.parametrize("metrics", [["loss", "auc"], ["loss", "error"], ["auc", "error", "aucpr"]])
-def test_metrics_that_xgboost_would_put_in_another_order(metrics):
-    pytest.importorskip("xgboost", reason="xgboost is not installed")
-    from hypersimplex_ext.boosting import XGBClassifier
-
-    x, y = data(2)
-    with pytest.raises(ValueError, match="eval_metric must have none but XGBoost's own before the last"):
-        XGBClassifier(eval_metric=metrics).fit(x, y, eval_set=[(x, y)])
-
-
-def test_settings_after_training_change_no_prediction(kind, tmp_path):
-    x, y = data(2)
-    model = made(kind).fit(x, y)
+    model = made(classifier).fit(x, y)
     predictions, p = model.predict(x), model.predict_proba(x)
     model.set_params(tau=0.2, kind="squared", k=0.9)
     assert model.objective_ == Objective(threads=1)
     assert np.array_equal(model.predict(x), predictions)
     assert np.array_equal(model.predict_proba(x), p)
-    if kind.__name__ == "XGBClassifier":
+    if classifier.__name__ == "XGBClassifier":
         model.save_model(tmp_path / "model.json")
-        model = kind()
+        model = classifier()
         model.load_model(tmp_path / "model.json")
         assert model.objective_ == Objective()
         assert np.array_equal(model.set_params(tau=0.2).predict_proba(x), p)
 
 
-def test_leaves_and_contributions_are_the_library_s(kind):
+def test_leaves_and_contributions_are_the_library_s(classifier):
     x, y = data(2)
-    model = made(kind).fit(x, y)
-    leaves = model.predict(x, pred_leaf=True) if kind.__name__ == "LGBMClassifier" else model.apply(x)
+    model = made(classifier).fit(x, y)
+    leaves = model.predict(x, pred_leaf=True) if classifier.__name__ == "LGBMClassifier" else model.apply(x)
     assert leaves.shape == (len(x), 8)
-    if kind.__name__ == "LGBMClassifier":
+    if classifier.__name__ == "LGBMClassifier":
         np.testing.assert_allclose(model.predict(x, pred_contrib=True).sum(1), margins_of(model, x))
     assert model.feature_importances_.shape == (6,)
 
 
-def test_metrics_that_take_margins_for_probabilities_are_refused(kind):
-    x, y = data(2)
-    model, more = made(kind), {"eval_metric": "logloss"}
-    if kind.__name__ == "XGBClassifier":
-        model, more = made(kind, **more), {}
-    with pytest.raises(ValueError, match=r"eval_metric must be one of 'loss', 'error', 'auc'.* got 'logloss'"):
-        model.fit(x, y, **more)
-
-
-@pytest.mark.parametrize("name", ["metric", "metrics", "metric_types"])
-def test_the_metrics_among_the_parameters_of_lightgbm(name):
-    pytest.importorskip("lightgbm", reason="lightgbm is not installed")
-    from hypersimplex_ext.boosting import LGBMClassifier
-
-    x, y = data(2)
-    for given in ("binary_logloss", "auc,cross_entropy", ["auc", "l2"], "error"):
-        with pytest.raises(ValueError, match=rf"{name} must be one of 'auc', 'auc_mu', .* others go to eval_metric"):
-            made(LGBMClassifier, **{name: given}).fit(x, y)
-    model = fitted_with_stopping(made(LGBMClassifier, **{name: "auc,average_precision"}), x, y, *data(2, seed=1))
-    assert set(model.evals_result_["valid_0"]) == {"auc", "average_precision", "loss"}
-    model = fitted_with_stopping(made(LGBMClassifier, **{name: "None"}), x, y, *data(2, seed=1))
-    assert set(model.evals_result_["valid_0"]) == {"loss"}
-
-
-def test_a_metric_of_the_user_gets_raw_margins(kind):
-    x, y = data(3)
-    seen = []
-
-    def largest(labels, margins, weight=None):
-        seen.append(margins.shape)
-        return ("largest", float(margins.max()), True) if kind.__name__ == "LGBMClassifier" else float(margins.max())
-
-    if kind.__name__ == "LGBMClassifier":
-        fitted_with_stopping(made(kind), x, y, x, y, eval_metric=largest)
-    else:
-        made(kind, eval_metric=largest).fit(x, y, eval_set=[(x, y)])
-    assert set(seen) == {(len(x), 3)}
-
-
 @pytest.mark.parametrize("classes", [2, 3])
-def test_base_margins(kind, classes):
+def test_base_margins(classifier, classes):
     x, y = data(classes)
     start = np.random.default_rng(0).normal(size=y.shape if classes == 2 else (len(y), classes)).astype(np.float32)
-    name = "init_score" if kind.__name__ == "LGBMClassifier" else "base_margin"
-    model = made(kind, n_estimators=20).fit(x, y, **{name: start})
+    name = "init_score" if classifier.__name__ == "LGBMClassifier" else "base_margin"
+    model = made(classifier, n_estimators=20).fit(x, y, **{name: start})
     predictions = model.predict(x, **{name: start})
     assert np.mean(predictions == y) > 0.7
     assert np.array_equal(model.predict_proba(x, **{name: start}).argmax(1), predictions)
@@ -299,19 +167,12 @@ def test_raw_scores_of_lightgbm_with_initial_ones():
         np.testing.assert_allclose(method(x, raw_score=True, init_score=start.ravel("F")), due)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_an_evaluation_set_of_one_class(kind, classes):
-    x, y = data(classes)
-    model = fitted_with_stopping(made(kind), x, y, x[y == 1], y[y == 1])
-    assert model.score(x, y) > 0.5
-
-
 @pytest.mark.parametrize("settings", [{"k": 1.0}, {"k": 0}, {}])
-def test_masses_that_leave_nothing_to_tell(kind, settings):
+def test_masses_that_leave_nothing_to_tell(classifier, settings):
     x, y = data(3)
     w = None if settings else (y == 1).astype(float)
     with pytest.raises(ValueError, match="k and sample_weight must leave some class a part of the samples"):
-        made(kind, **settings).fit(x, y, sample_weight=w)
+        made(classifier, **settings).fit(x, y, sample_weight=w)
 
 
 def test_linear_models_of_xgboost_get_no_weight_of_leaves():
@@ -322,24 +183,24 @@ def test_linear_models_of_xgboost_get_no_weight_of_leaves():
     assert XGBClassifier(booster="gblinear").get_xgb_params()["min_child_weight"] is None
 
 
-def test_sparse_features_missing_values_and_one_sample(kind):
+def test_sparse_features_missing_values_and_one_sample(classifier):
     x, y = data(2)
     x[np.abs(x) < 0.3] = 0
-    assert made(kind).fit(csr_matrix(x), y).score(csr_matrix(x), y) > 0.75
+    assert made(classifier).fit(csr_matrix(x), y).score(csr_matrix(x), y) > 0.75
     x[::7, 0] = np.nan
-    model = made(kind).fit(x, y)
+    model = made(classifier).fit(x, y)
     assert model.score(x, y) > 0.75
     assert model.predict(x[:1]).shape == (1,)
 
 
 @pytest.mark.parametrize("other", ["xgb_model", "init_model"])
-def test_training_goes_on_from_a_model(kind, other):
-    if (other == "xgb_model") != (kind.__name__ == "XGBClassifier"):
+def test_training_goes_on_from_a_model(classifier, other):
+    if (other == "xgb_model") != (classifier.__name__ == "XGBClassifier"):
         pytest.skip("the other library's name")
     x, y = data(2)
-    first = made(kind, n_estimators=4).fit(x, y)
-    second = made(kind, n_estimators=4).fit(x, y, **{other: first})
-    np.testing.assert_allclose(second.thresholds_, made(kind, n_estimators=8).fit(x, y).thresholds_, atol=1e-5)
+    first = made(classifier, n_estimators=4).fit(x, y)
+    second = made(classifier, n_estimators=4).fit(x, y, **{other: first})
+    np.testing.assert_allclose(second.thresholds_, made(classifier, n_estimators=8).fit(x, y).thresholds_, atol=1e-5)
 
 
 def test_a_saved_model_of_xgboost_keeps_thresholds_and_labels(tmp_path):
@@ -370,38 +231,38 @@ def test_a_saved_model_of_xgboost_keeps_thresholds_and_labels(tmp_path):
         ({"scale_pos_weight": 3}, ValueError, "scale_pos_weight must be left alone"),
     ],
 )
-def test_settings_that_cannot_be_served(kind, parameters, error, message):
+def test_settings_that_cannot_be_served(classifier, parameters, error, message):
     with pytest.raises(error, match=message):
-        made(kind, **parameters).fit(*data(2))
+        made(classifier, **parameters).fit(*data(2))
 
 
-def test_bad_input(kind):
+def test_bad_input(classifier):
     x, y = data(2)
     with pytest.raises(ValueError, match="y must have at least two classes, got one class: "):
-        made(kind).fit(x, np.ones(len(y)))
+        made(classifier).fit(x, np.ones(len(y)))
     with pytest.raises(ValueError, match="NaN"):
-        made(kind).fit(x, np.where(y == 1, np.nan, 0))
+        made(classifier).fit(x, np.where(y == 1, np.nan, 0))
     with pytest.raises(
         ValueError, match=r"sample_weight must be finite, at least 0|Weights? must be|weights? should be|non-negative"
     ):
-        made(kind).fit(x, y, sample_weight=np.where(y == 1, -1.0, 1.0))
+        made(classifier).fit(x, y, sample_weight=np.where(y == 1, -1.0, 1.0))
     with pytest.raises(TypeError, match="objective must be left alone: kind, tau"):
-        made(kind, objective="binary")
+        made(classifier, objective="binary")
     for name in ("objective", "application"):
         with pytest.raises(TypeError, match=f"{name} must be left alone"):
-            made(kind).set_params(**{name: None})
-    model = made(kind).fit(x, y)
-    name, value = ("num_iteration", 3) if kind.__name__ == "LGBMClassifier" else ("iteration_range", (0, 3))
+            made(classifier).set_params(**{name: None})
+    model = made(classifier).fit(x, y)
+    name, value = ("num_iteration", 3) if classifier.__name__ == "LGBMClassifier" else ("iteration_range", (0, 3))
     for method in (model.predict, model.predict_proba, model.decision_function):
         with pytest.raises(ValueError, match=f"{name} must be left alone, as thresholds are those of the best"):
             method(x, **{name: value})
     assert margins_of(model, x, **{name: value}).shape == y.shape
 
 
-def test_threads_of_the_library_are_those_of_the_objective(kind, set_threads):
+def test_threads_of_the_library_are_those_of_the_objective(classifier, set_threads):
     set_threads(2)
     x, y = data(2)
-    models = [made(kind, n_estimators=2, n_jobs=n_jobs).fit(x, y) for n_jobs in (1, 2)]
+    models = [made(classifier, n_estimators=2, n_jobs=n_jobs).fit(x, y) for n_jobs in (1, 2)]
     assert [model.objective_.threads for model in models] == [1, 2]
     np.testing.assert_allclose(models[0].thresholds_, models[1].thresholds_, atol=1e-6)
     assert torch.get_num_threads() == 2
@@ -418,11 +279,9 @@ def failing(estimator):
     return {result["check_name"] for result in results if result["status"] not in ("passed", "skipped")}
 
 
-def test_scikit_learn_s_checks_find_no_more_than_in_the_library_s_own(kind):
-    import importlib
-
-    theirs = getattr(importlib.import_module(NAMES[kind.__name__]), kind.__name__)
-    ours, due = (failing(made(each, n_estimators=20)) for each in (kind, theirs))
+def test_scikit_learn_s_checks_find_no_more_than_in_the_library_s_own(classifier):
+    theirs = classifier.__base__
+    ours, due = (failing(made(each, n_estimators=20)) for each in (classifier, theirs))
     assert ours <= due
-    if kind.__name__ == "XGBClassifier":
+    if classifier.__name__ == "XGBClassifier":
         assert len(ours) < len(due)  # it takes labels of any type
