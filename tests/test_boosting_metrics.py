@@ -1,5 +1,8 @@
 """Metrics of the two classifiers, on their evaluation sets."""
 
+import inspect
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -81,6 +84,33 @@ def test_the_metrics_among_the_parameters_of_lightgbm(name):
     assert set(model.evals_result_["valid_0"]) == {"auc", "average_precision", "loss"}
     model = fitted_with_stopping(made(LGBMClassifier, **{name: "None"}), x, y, *data(2, seed=1))
     assert set(model.evals_result_["valid_0"]) == {"loss"}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("given", ["eval_set", "eval_X"])
+def test_weights_and_initial_margins_of_evaluation_sets(classifier, classes, given):
+    """With labels that are strings."""
+    (x, y), (valid_x, valid_y) = data(classes), data(classes, n=200, seed=1)
+    names, w = np.array(["egg", "ham", "tea"]), np.random.default_rng(0).random(200).astype(np.float32)
+    start = np.random.default_rng(1).normal(size=(800, classes)[: classes - 1]).astype(np.float32)
+    lightgbm = classifier.__name__ == "LGBMClassifier"
+    if given == "eval_X" and "eval_X" not in inspect.signature(classifier.__base__.fit).parameters:
+        pytest.skip("LightGBM's, from 4.7 on")
+    sets = {"eval_set": [(valid_x, names[valid_y])]}
+    if given == "eval_X":
+        sets = {"eval_X": valid_x, "eval_y": names[valid_y]}
+    weights, at_first, started = (
+        ("eval_sample_weight", "eval_init_score", "init_score")
+        if lightgbm
+        else ("sample_weight_eval_set", "base_margin_eval_set", "base_margin")
+    )
+    more = {weights: [w], at_first: [start[600:]], started: start[:600]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # eval_set is deprecated in LightGBM
+        model = made(classifier).fit(x, names[y], **sets, **more)
+    (results,) = (model.evals_result_ if lightgbm else model.evals_result()).values()
+    due = Objective().loss(valid_y, margins_of(model, valid_x, **{started: start[600:]}), w)
+    assert results["loss"][-1] == pytest.approx(due, rel=1e-5)
 
 
 def test_a_metric_of_the_user_gets_raw_margins(classifier):

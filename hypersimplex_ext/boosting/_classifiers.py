@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from . import _scores
 from ._arrays import Array
 from ._objective import Objective
 
@@ -133,18 +132,3 @@ def refuse_iterations(options: dict[str, Any], names: tuple[str, ...]) -> None:
                 f"{name} must be left alone, as thresholds are those of the best iteration, got {options[name]}: take "
                 "raw margins of others, and Objective.thresholds of those of the training set"
             )
-
-
-def decision(scores: Array) -> Array:
-    """Scores, of which the binary are shifted so that class 1 is above 0."""
-    return scores - 0.5 if scores.ndim == 1 else scores
-
-
-def indices(decision: Array) -> Array:
-    """The class indices [n] of a decision."""
-    return _scores.labels(decision + 0.5 if decision.ndim == 1 else decision)
-
-
-def probabilities(decision: Array) -> Array:
-    """The probabilities [n, C] of a decision."""
-    return _scores.probabilities(decision + 0.5 if decision.ndim == 1 else decision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-from ._arrays import WHOLE_BATCH, Array
+from ._arrays import WHOLE_BATCH
 
 LIGHTGBM, XGBOOST = "lightgbm", "xgboost"
 
@@ -57,9 +57,3 @@ def metric(name: str, value: float, library: str | None) -> Any:
     if library == LIGHTGBM:
         return name, value, False
     return (name, value) if library == XGBOOST else value
-
-
-def result(derivatives: tuple[Array, Array], like: Any) -> tuple[Array, Array]:
-    """In the shape of the margins."""
-    gradient, hessian = (part.reshape(like.shape) if part.shape != like.shape else part for part in derivatives)
-    return gradient, hessian

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _classifiers
+from . import _classifiers, _scores
 from ._arrays import Array
 from ._objective import Objective
 
@@ -162,11 +162,14 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
             raise ValueError(f"init_score must have shape {list(margins.shape)}, got {list(start.shape)}")
         return margins + (start.reshape(shape).T if shape != margins.shape else start.reshape(shape))
 
-    def decision_function(self, X: Any, *, init_score: Any = None, **options: Any) -> Array:  # noqa: N803
-        """Scores (x - T) / tau of margins x at thresholds T: [n, C], or binary, minus 1/2, [n], above 0 for class 1."""
+    def _scores(self, X: Any, init_score: Any, options: dict[str, Any]) -> Array:  # noqa: N803
         _classifiers.refuse_iterations(options, ("start_iteration", "num_iteration"))
         margins = self._margins(X, init_score, **options)
-        return _classifiers.decision(self.objective_.scores(margins, self.thresholds_))
+        return self.objective_.scores(margins, self.thresholds_)
+
+    def decision_function(self, X: Any, *, init_score: Any = None, **options: Any) -> Array:  # noqa: N803
+        """Scores (x - T) / tau of margins x at thresholds T: [n, C], or binary, minus 1/2, [n], above 0 for class 1."""
+        return _scores.decision(self._scores(X, init_score, options))
 
     def predict(self, X: Any, raw_score: bool = False, *, init_score: Any = None, **options: Any) -> Any:  # noqa: N803
         """Labels [n], at the thresholds of the training set; or what LightGBM's other options ask for."""
@@ -174,14 +177,14 @@ class LGBMClassifier(_Base):  # type: ignore[misc]
             return self._raw_scores(X, init_score, **options)
         if options.get("pred_leaf") or options.get("pred_contrib"):
             return _predict(self, X, **options)
-        decision = self.decision_function(X, init_score=init_score, **options)
-        return self.classes_[_classifiers.indices(decision)]
+        labels = _scores.labels(self._scores(X, init_score, options))
+        return self.classes_[labels]
 
     def predict_proba(self, X: Any, raw_score: bool = False, *, init_score: Any = None, **options: Any) -> Any:  # noqa: N803
         """Probabilities [n, C]: binary the clipped score, else the distribution nearest to the scores."""
         if raw_score or options.get("pred_leaf") or options.get("pred_contrib"):
             return self.predict(X, raw_score, init_score=init_score, **options)
-        return _classifiers.probabilities(self.decision_function(X, init_score=init_score, **options))
+        return _scores.probabilities(self._scores(X, init_score, options))
 
 
 def _check_metric_parameter(parameters: dict[str, Any]) -> None:

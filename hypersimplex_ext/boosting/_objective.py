@@ -119,7 +119,8 @@ class Objective:
             x = _arrays.margins(margins)
             target = _arrays.of_several_classes(_arrays.labels(labels, x))
             found = _derivatives.derivatives(x, target, _arrays.weights(weight, x), self.settings)
-        return _libraries.result((found.gradient.numpy(), found.hessian.numpy()), np.asarray(margins))
+        shape = np.shape(margins)  # [n, 1] too
+        return found.gradient.numpy().reshape(shape), found.hessian.numpy().reshape(shape)
 
     def loss(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
         """The mean of the loss over samples and classes, a metric: arguments as in a call, all samples at once.

@@ -21,6 +21,11 @@ def scores(margins: Array, thresholds: Any, tau: float) -> Array:
     return result
 
 
+def decision(s: Array) -> Array:
+    """Scores, of which the binary are shifted so that class 1 is above 0."""
+    return s - 0.5 if s.ndim == 1 else s
+
+
 def labels(s: Array) -> Array:
     """Class indices [n]; of equal scores the first class.
 

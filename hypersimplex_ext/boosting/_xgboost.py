@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _classifiers, _derivatives
+from . import _classifiers, _derivatives, _scores
 from ._arrays import Array
 from ._objective import Objective
 
@@ -181,12 +181,14 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         margins: Array = _predict(self, X, output_margin=True, base_margin=base_margin, **options)
         return margins
 
+    def _scores(self, X: Any, base_margin: Any, options: dict[str, Any]) -> Array:  # noqa: N803
+        self.get_booster()  # raises before it is trained
+        _classifiers.refuse_iterations(options, ("iteration_range",))
+        return self.objective_.scores(self._margins(X, base_margin, **options), self.thresholds_)
+
     def decision_function(self, X: Any, *, base_margin: Any = None, **options: Any) -> Array:  # noqa: N803
         """Scores (x - T) / tau of margins x at thresholds T: [n, C], or binary, minus 1/2, [n], above 0 for class 1."""
-        self.get_booster()  # raises before it is trained
-        if options.get("iteration_range") is not None:
-            _classifiers.refuse_iterations(options, ("iteration_range",))
-        return _classifiers.decision(self.objective_.scores(self._margins(X, base_margin, **options), self.thresholds_))
+        return _scores.decision(self._scores(X, base_margin, options))
 
     def predict(
         self,
@@ -199,8 +201,8 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         """Labels [n], at the thresholds of the training set; or raw margins."""
         if output_margin:
             return _predict(self, X, output_margin=True, base_margin=base_margin, **options)
-        decision = self.decision_function(X, base_margin=base_margin, **options)
-        return self.classes_[_classifiers.indices(decision)]
+        labels = _scores.labels(self._scores(X, base_margin, options))
+        return self.classes_[labels]
 
     def predict_proba(
         self,
@@ -211,7 +213,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
     ) -> Array:
         """Probabilities [n, C]: binary the clipped score, else the distribution nearest to the scores."""
         options["validate_features"] = validate_features
-        return _classifiers.probabilities(self.decision_function(X, base_margin=base_margin, **options))
+        return _scores.probabilities(self._scores(X, base_margin, options))
 
     def save_model(self, fname: Any) -> None:
         """As XGBoost's, with thresholds, settings and, if JSON can hold them, labels."""
