@@ -12,6 +12,12 @@ LIBRARIES = ("torch", "lightgbm", "xgboost")
 
 SCRIPT = """
 import importlib, os, re, sys
+if sys.argv[1] == "torch":  # before the others, which the package does not import by itself
+    import hypersimplex_ext
+    assert "hypersimplex_ext.boosting" not in sys.modules
+    from hypersimplex_ext import boosting
+    boosting.Objective()([0, 1, 1], __import__("numpy").zeros(3))
+    assert not {"lightgbm", "xgboost", "sklearn"} & set(sys.modules)
 for name in sys.argv[1:]:
     importlib.import_module(name)
 import numpy as np
