@@ -78,7 +78,7 @@ _PAPER = Protocol(
 _SMALL = Protocol(("32", "128", FULL), (60,), (1e-3,))
 _STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _TUNED = Protocol(("128", "1024", "8192"), (10, 20, 40), _STEPS, held_out=1 / 6)
-_TABLE = dataclasses.replace(_TUNED, batch_sizes=("128", "1024", FULL), epochs=(20, 40, 80))
+_TABLE = dataclasses.replace(_TUNED, batch_sizes=("128", "1024", FULL), epochs=(20, 40, 80), lr=(*_STEPS[1:], 1e-1))
 
 PROTOCOLS = {
     "digits": {"small": _SMALL},
