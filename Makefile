@@ -43,7 +43,8 @@ clean:
 
 $(VENV)/.requirements: requirements-dev.txt bench/requirements-data.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install $(if $(TORCH),torch==$(TORCH) $(filter-out torch==%,$(shell grep -v '^\#' $<)),-r $<)
+	grep -v '^torch==' $< > $(VENV)/others.txt
+	$(PIP) install $(if $(TORCH),torch==$(TORCH) -r $(VENV)/others.txt,-r $<)
 	$(PIP) install --no-deps -r bench/requirements-data.txt
 	touch $@
 

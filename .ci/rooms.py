@@ -68,7 +68,7 @@ def private_names(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
 
 def foreign_names(package: Path) -> list[str]:
     """What stands where it must not."""
-    trees = {path: ast.parse(path.read_text()) for path in sorted(package.glob("*.py"))}
+    trees = {path: ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))}
     own = set().union(*(defined(tree) for path, tree in trees.items()))
     return [
         f"{path.name}:{line}: {name} is private to torch: {ROOM} is its room"

@@ -150,10 +150,11 @@ class LossCall(NamedTuple):
         self.backend.call(self.kernels.forward, self.device, tensors, loss)
         return loss
 
-    def backward(self, grad: Tensor, tensors: LossTensors) -> Tensor:
-        """The gradient in `x`."""
+    def backward(self, grad: Tensor, tensors: LossTensors, out: Tensor | None = None) -> Tensor:
+        """The gradient in `x`, in memory with its shape and dtype if some is given."""
         x: Any = tensors[0]
-        out = torch.empty_like(x, memory_format=self.grad_format)
+        if out is None:
+            out = torch.empty_like(x, memory_format=self.grad_format)
         self.backend.call(self.kernels.backward, x.device, tensors, grad, out)
         return out
 

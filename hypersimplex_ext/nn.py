@@ -53,7 +53,8 @@ class HyperSimplexLoss(LazyModule, Predictor, Remembering):
     Args:
         num_classes: C; 1 for binary logits [n]. None takes it from the first input, as PyTorch's lazy modules do.
         k: As in :func:`hypersimplex_ext.hypersimplex_loss`.
-        tau: Likewise; an `nn.Parameter` is learned.
+        tau: Likewise; an `nn.Parameter` is learned, and kept positive by a parametrization, exp of its logarithm, say
+            (`torch.nn.utils.parametrize`).
         kind: "squared" or "fenchel_young". The squared loss does not move entries that are saturated on the wrong side:
             keep `active_fraction` away from 0, or take Fenchel-Young, which has no such dead zone.
         weight: Class weights [C].

@@ -22,6 +22,7 @@ with warnings.catch_warnings():  # PyTorch loads this at the first use of forwar
 SEED = int(os.environ.get("HYPERSIMPLEX_SEED", "0"))
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "cuda"
+BOOSTING = {"LGBMClassifier": "lightgbm", "XGBClassifier": "xgboost"}
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True, database=None)
 settings.load_profile("fixed")
@@ -175,6 +176,15 @@ def kernels(request):
     if request.param == "simt":
         importlib.import_module("tests.simt").load("_C_simt")  # built here, not by all of them
     return request.param
+
+
+@pytest.fixture(params=BOOSTING)
+def classifier(request):
+    """The class of one of the two classifiers of boosting."""
+    pytest.importorskip(BOOSTING[request.param], reason=f"{BOOSTING[request.param]} is not installed")
+    from hypersimplex_ext import boosting
+
+    return getattr(boosting, request.param)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,15 @@ import dataclasses
 import json
 import math
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
 from bench.training import analysis, scores
-from bench.training.analysis import significance
+from bench.training.analysis import overview, significance
 from bench.training.scores import Score, best_steps, cell_of, compare, format_table, holm, scores_of
 
 
@@ -152,7 +154,12 @@ def test_significance():
         (64, "cross-entropy"): [80.0, 81.0, 82.5, 81.0],
         (64, "MSE"): [78.0, 79.1, 80.4, 79.0],
     }
-    lines = significance(compare(scores_from(cells)), 0.05).splitlines()
+    rows = compare(scores_from(cells))
+    lines = overview(rows, 0.05).splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert found[0] == ["data", "batch", "cross-entropy", "MSE"]
+    assert found[2:] == [["digits, mlp", "32", "91.12", "93.12+"], ["digits, mlp", "64", "81.12", "79.12-"]]
+    lines = significance(rows, 0.05).splitlines()
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert found[0] == ["loss", "better at 0.05", "worse at 0.05", "smallest - largest batch, points"]
     assert found[2] == ["cross-entropy", "-", "-", "10.00"]
@@ -238,3 +245,16 @@ def test_command_names_what_it_cannot_read(tmp_path, capsys, name, text, message
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_module_has_three_commands(monkeypatch, capsys):
+    for arguments, usage in (
+        (["analyze"], "analyze"),
+        (["sensitivity", "-h"], "sensitivity"),
+        (["--data", "none"], "[-h]"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["bench.training", *arguments])
+        with pytest.raises(SystemExit):
+            runpy.run_module("bench.training", run_name="__main__")
+        printed = capsys.readouterr()
+        assert f"usage: python -m bench.training {usage}" in printed.out + printed.err

@@ -1,5 +1,6 @@
 """The examples run, and show what they say."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -36,7 +37,22 @@ def ddp(lines):
     assert float(exact[2]) < 1e-4 < 1e-2 < float(own[2])
 
 
-CHECKS = {check.__name__: check for check in (large_batch_small_memory, ddp)}
+def boosting_lightgbm(lines):
+    accuracy = {" ".join(line[:-1]): line[-1] for line in lines}
+    assert float(accuracy["Fenchel-Young"]) > 94
+    assert accuracy["Fenchel-Young, native"] == accuracy["Fenchel-Young"]
+    assert float(accuracy["gradient off by, relative"]) < 1e-6
+
+
+def boosting_xgboost(lines):
+    accuracy, called, found = ({" ".join(line[:-3]): float(line[i]) for line in lines[1:]} for i in (-3, -2, -1))
+    assert accuracy["Fenchel-Young"] > accuracy["Fenchel-Young, without thresholds"] + 2
+    assert called["Fenchel-Young"] < called["Fenchel-Young, rare class five times"]
+    assert found["Fenchel-Young"] < found["Fenchel-Young, rare class five times"]
+
+
+CHECKS = {check.__name__: check for check in (large_batch_small_memory, ddp, boosting_lightgbm, boosting_xgboost)}
+NEEDED = {"boosting_lightgbm": "lightgbm", "boosting_xgboost": "xgboost"}
 
 
 LAUNCHERS = {"ddp": [("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size) for size in ("2", "4")]}
@@ -44,6 +60,8 @@ LAUNCHERS = {"ddp": [("-m", "torch.distributed.run", "--standalone", "--nproc-pe
 
 @pytest.mark.parametrize(("name", "launcher"), [(n, launcher) for n in CHECKS for launcher in LAUNCHERS.get(n, [()])])
 def test_example(name, launcher):
+    if importlib.util.find_spec(NEEDED.get(name, "torch")) is None:
+        pytest.skip(f"{NEEDED[name]} is not installed")
     CHECKS[name](lines_of(name, *launcher))
 
 

@@ -47,6 +47,17 @@ def test_training_example_learns():
     assert torch.equal(folded, namespace["labels"])
 
 
+def test_boosting_example_learns():
+    for library in ("lightgbm", "xgboost"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    features = torch.randn(800, 5).numpy()
+    labels = (features[:, 0] > features[:, 1]).astype(str)
+    namespace = {"features": features[:400], "labels": labels[:400], "new_features": features[400:]}
+    exec(snippet("boosting"), namespace)
+    assert (namespace["predictions"] == labels[400:]).mean() > 0.85
+    assert ((namespace["ranking"] > 0) == (namespace["predictions"] == "True")).all()
+
+
 def test_ranking_example_learns():
     namespace = {}
     exec(snippet("def spearman"), namespace)

@@ -15,15 +15,6 @@ from hypersimplex_ext import hypersimplex_loss
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits():
     return load("digits")
@@ -125,7 +116,18 @@ def test_tau_that_is_suggested_makes_half_of_the_first_batch_active():
     assert float(loss.active_fraction) == pytest.approx(0.5, abs=0.1)
     loss(logits / 100, target)
     assert loss.tau == tau
-    assert "tau" in dict(method("hypersimplex@tau=learned").loss(10).named_parameters())
+
+
+def test_tau_that_is_learned_stays_positive():
+    logits, target = torch.randn(40, 10), torch.arange(40) % 10
+    loss = method("hypersimplex@tau=learned").loss(10)
+    optimizer = torch.optim.SGD(loss.parameters(), 10.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss(logits, target).backward()
+        optimizer.step()
+    assert 0 < loss.tau.item() != 1.5
+    assert predict("calibrated", loss.eval(), logits, logits, target).shape == (40,)
 
 
 def test_only_calibrated_predictions_see_through_a_shift_of_a_class():

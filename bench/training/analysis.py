@@ -4,8 +4,9 @@
 
 reads finished runs, JSON lines as `python -m bench.training` writes them or CSV with the columns loss, dataset,
 batch_size, seed, max_accuracy and epochs (accuracies as fractions, or all in percent), and prints for each data set and
-network a table, and over all of them how often each loss differs significantly from the baseline and by how much its
-score falls from the smallest to the largest batch. With --out it writes
+network a table; of all of them an overview, in which + and - mark what is significantly better and worse than the
+baseline, how often each loss is, and by how much its score falls from the smallest to the largest batch. With --out it
+writes
 
     comparison.md, comparison.csv   the tables, and their rows
     accuracy-DATA-MODEL.png         mean accuracy against batch size, bars: standard deviation
@@ -54,6 +55,20 @@ _COLUMNS = {
     "max_accuracy": float,
     "epochs": int,
 }
+
+
+def overview(rows: Sequence[Row], level: float) -> str:
+    """Return the mean scores with a column for each loss: + and - mark what is significantly better or worse."""
+    losses = list(dict.fromkeys(row.loss for row in rows))
+    lines: dict[tuple[str, str, int], dict[str, str]] = {}
+    for row in rows:
+        mark = ("+" if row.difference > 0 else "-") if row.p_holm < level else ""
+        lines.setdefault((row.dataset, row.model, row.batch_size), {})[row.loss] = f"{row.mean:.2f}{mark}"
+    cells = [
+        [", ".join(filter(None, key[:2])), str(key[2]), *(line.get(loss, "-") for loss in losses)]
+        for key, line in lines.items()
+    ]
+    return markdown(("data", "batch", *losses), cells, words=0)
 
 
 def significance(rows: Sequence[Row], level: float) -> str:
@@ -152,7 +167,7 @@ def _report(scores: Sequence[Score], baseline: str, args: argparse.Namespace) ->
             plots.accuracy(table, title, args.out / f"{name}.png")
         rows += table
     texts.append(f"Baseline: {baseline}. p of paired t-tests, with Holm's correction in each table.")
-    texts.append(significance(rows, args.level))
+    texts += [overview(rows, args.level), significance(rows, args.level)]
     print("\n\n".join(texts))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

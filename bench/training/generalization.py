@@ -78,7 +78,7 @@ _PAPER = Protocol(
 _SMALL = Protocol(("32", "128", FULL), (60,), (1e-3,))
 _STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _TUNED = Protocol(("128", "1024", "8192"), (10, 20, 40), _STEPS, held_out=1 / 6)
-_TABLE = dataclasses.replace(_TUNED, batch_sizes=("128", "1024", FULL), epochs=(20, 40, 80))
+_TABLE = dataclasses.replace(_TUNED, batch_sizes=("128", "1024", FULL), epochs=(20, 40, 80), lr=(*_STEPS[1:], 1e-1))
 
 PROTOCOLS = {
     "digits": {"small": _SMALL},
@@ -115,18 +115,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     protocol = dataclasses.replace(protocol, **{name: value for name, value in given.items() if value is not None})
     folder = f"generalization-{args.data}" + f"-{model}" * (model != next(iter(protocols))) + "-quick" * args.quick
     out: Path = args.out or RESULTS / folder
-    try:
+
+    def experiment() -> None:
         for name in args.losses:
             method(name)
-        runs = grid(args.data, model, _training_samples(args, protocol), args.losses, protocol)
-        records = trained(runs, out, args)
+        samples = len(load(args.data, args.root).held_out(protocol.held_out, 0).train_y)
+        _report(trained(grid(args.data, model, samples, args.losses, protocol), out, args), out)
+
+    return status_of(experiment, out)
+
+
+def status_of(experiment: Callable[[], None], out: Path) -> int:
+    """Run an experiment and return the exit status: 2 after an error, 130 after an interruption, both explained."""
+    try:
+        experiment()
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted; the finished runs are in {out} and the same command goes on from there")
         return 130
-    _report(records, out)
     return 0
 
 
@@ -201,10 +209,6 @@ def _positive(number: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
-def _training_samples(args: argparse.Namespace, protocol: Protocol) -> int:
-    return len(load(args.data, args.root).held_out(protocol.held_out, 0).train_y)
-
-
 def grid(data: str, model: str, samples: int, methods: Sequence[str], protocol: Protocol) -> list[Run]:
     """Return the runs, seed by seed, so that an interrupted grid holds complete comparisons; with every step size.
 
@@ -274,7 +278,7 @@ def _report(records: Sequence[Record], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(table, encoding="utf-8")
     plots.accuracy(rows, title, out / "accuracy.png")
-    plots.curves(records, title, out / "curves.png")
+    plots.curves(records, title_of(scores), out / "curves.png")
     print(f"\n{table}\n{_LEGEND}")
     print(f"Results: {out}/ results.jsonl, table.md, accuracy.png, curves.png")
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from hypersimplex_ext import hypersimplex_loss, suggest_tau
 from hypersimplex_ext.nn import HyperSimplexLoss
@@ -117,6 +118,18 @@ class SuggestedTau(HyperSimplexLoss):
         return value
 
 
+class Exponential(nn.Module):
+    """Keeps a parameter that is learned positive."""
+
+    def forward(self, logarithm: Tensor) -> Tensor:
+        """Return the value."""
+        return logarithm.exp()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """Return its logarithm."""
+        return value.log()
+
+
 def hypersimplex(
     label: str,
     k: Literal["targets"] | float,
@@ -130,8 +143,10 @@ def hypersimplex(
         share = 1 / num_classes if k == "1/C" else k
         if tau == "suggested":
             return SuggestedTau(num_classes, k=share, kind=kind)
-        start = nn.Parameter(torch.tensor(1.5)) if tau == "learned" else tau
-        return HyperSimplexLoss(num_classes, k=share, tau=start, kind=kind)
+        if tau == "learned":
+            learned = HyperSimplexLoss(num_classes, k=share, tau=nn.Parameter(torch.tensor(1.5)), kind=kind)
+            return parametrize.register_parametrization(learned, "tau", Exponential())
+        return HyperSimplexLoss(num_classes, k=share, tau=tau, kind=kind)
 
     return Method(label, loss, predictions)
 

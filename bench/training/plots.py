@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.results import Record
 from bench.style import COLOURS, MARKERS, RC, save
-from bench.training.methods import method
+from bench.training.methods import METHODS, method
 from bench.training.scores import Row, series_of
 
 Values = npt.NDArray[np.float64]
@@ -24,12 +24,21 @@ Values = npt.NDArray[np.float64]
 _SMALLEST_ERROR = 0.01  # percent
 
 
+_LABELS = [how.label for how in METHODS.values()]
+_PALETTE = (*COLOURS[:4], "#7F7F7F", "#8C6D31", COLOURS[6], COLOURS[4], COLOURS[5])  # this package's losses last
+_SYMBOLS = (*MARKERS, "p")
+
+
 def _styles(losses: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return how the line of each loss looks, in their order."""
-    return {
-        loss: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "label": loss}
-        for i, loss in enumerate(dict.fromkeys(losses))
-    }
+    """Return how the line of each loss looks: the same in every figure for `METHODS`, others dashed."""
+    names = dict.fromkeys(losses)
+    others = [loss for loss in names if loss not in _LABELS]
+    styles = {}
+    for loss in names:
+        i = (others if loss in others else _LABELS).index(loss) % len(_PALETTE)
+        styles[loss] = {"color": _PALETTE[i], "marker": _SYMBOLS[i], "label": loss}
+        styles[loss]["linestyle"] = "--" if loss in others else "-"
+    return styles
 
 
 def accuracy(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -66,7 +75,7 @@ def accuracy(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("batch size (samples)")
         axes.set_ylabel("test score (log scale of the error)")
-        _scale_by_error(axes)
+        _scale_by_error(axes, min(100 - row.mean for row in rows))
         figure.suptitle(f"{title}\nmean over the seeds, bars: standard deviation", fontsize=10)
         figure.legend(loc="outside right center")
         save(figure, path)
@@ -92,9 +101,9 @@ def curves(records: Sequence[Record], title: str, path: Path) -> None:
         for axes, size in zip(grid.flat, sizes, strict=False):
             some = [record for record in records if record["batch_size"] == size]
             _panel(axes, some, f"batch size {size}", styles)
-        _scale_by_error(grid[0, 0])
         for axes in grid[:, 0]:
             axes.set_ylabel("test score (log scale of the error)")
+        _scale_by_error(grid[0, 0], min(1 - max(series) for series in map(_first_series, records)) * 100)
         figure.suptitle(f"{title}\nmean over the seeds, bands: range", fontsize=10)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -109,9 +118,10 @@ def _panel(axes: Axes, records: Sequence[Record], title: str, styles: dict[str, 
         some = [record for record in records if method(record["method"]).label == name]
         if not some:
             continue
-        percent = 100 * np.array([series_of(record, method(record["method"]).predictions[0]) for record in some])
+        percent = 100 * np.array([_first_series(record) for record in some])
         epochs = np.arange(1, percent.shape[1] + 1)
-        axes.plot(epochs, _error(percent.mean(axis=0)), color=styles[name]["color"], label=name, linewidth=1.3)
+        line = {key: styles[name][key] for key in ("color", "linestyle", "label")}
+        axes.plot(epochs, _error(percent.mean(axis=0)), **line, linewidth=1.3)
         low, high = _error(percent.max(axis=0)), _error(percent.min(axis=0))
         axes.fill_between(epochs, low, high, color=styles[name]["color"], alpha=0.12, linewidth=0)
 
@@ -121,11 +131,18 @@ def _error(percent: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.maximum(100 - np.asarray(percent, dtype=np.float64), _SMALLEST_ERROR)
 
 
-def _scale_by_error(axes: Axes) -> None:
-    """Give an axis of errors in percent a log scale, best on top, with the accuracies as labels."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
+def _first_series(record: Record) -> list[float]:
+    return series_of(record, method(record["method"]).predictions[0])
+
+
+def _scale_by_error(axes: Axes, least: float) -> None:
+    """Show scores on an axis of errors in percent, best on top: on a log scale if the least error is below 20."""
+    if least < 20:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylabel("test score")
     axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:.4g} %")
     axes.invert_yaxis()
 

@@ -243,9 +243,9 @@ def number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def title_of(scores: Sequence[Score], measure: str) -> str:
-    """Return a line that says what was run: data set, network, seeds, epochs, and what is compared."""
+def title_of(scores: Sequence[Score], measure: str | None = None) -> str:
+    """Return a line that says what was run: data set, network, seeds, epochs, and, if given, what is compared."""
     seeds, epochs = len({score.seed for score in scores}), sorted({score.epochs for score in scores})
-    several = f"{', '.join(map(str, epochs))} epochs"
-    model = f", {scores[0].model}" if scores[0].model else ""
-    return f"{scores[0].dataset}{model}: {MEASURES[measure]}, {seeds} seed{'s' * (seeds > 1)}, {several}"
+    name = ", ".join(filter(None, (scores[0].dataset, scores[0].model)))
+    compared = f"{MEASURES[measure]}, " if measure else ""
+    return f"{name}: {compared}{seeds} seed{'s' * (seeds > 1)}, {', '.join(map(str, epochs))} epochs"

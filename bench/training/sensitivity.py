@@ -14,7 +14,6 @@ and the one that `suggest_tau` gives for half of the first batch. Writes to the 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from bench.results import Record
 from bench.style import markdown
 from bench.training import plots
 from bench.training.data import DATASETS, load
-from bench.training.generalization import RESULTS, Protocol, grid, parser_of, trained
+from bench.training.generalization import RESULTS, Protocol, grid, parser_of, status_of, trained
 from bench.training.scores import scores_of
 
 _TAUS = ("0.1", "0.3", "1", "3", "10", "30", "learned", "suggested")
@@ -51,17 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     out: Path = args.out or RESULTS / f"sensitivity-{args.data}"
     names = [f"{kind}@k={k},tau={tau}" for kind in _KINDS for tau in args.taus for k in _KS]
-    try:
+
+    def experiment() -> None:
         samples = len(load(args.data, args.root).held_out(protocol.held_out, 0).train_y)
-        records = trained(grid(args.data, args.model or "mlp", samples, names, protocol), out, args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the finished runs are in {out} and the same command goes on from there")
-        return 130
-    _report(records, args, out)
-    return 0
+        _report(trained(grid(args.data, args.model or "mlp", samples, names, protocol), out, args), args, out)
+
+    return status_of(experiment, out)
 
 
 def _report(records: Sequence[Record], args: argparse.Namespace, out: Path) -> None:

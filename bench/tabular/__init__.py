@@ -1,0 +1,1 @@
+"""Boosted trees on tables: the HyperSimplex objectives beside the libraries' own."""
