@@ -235,7 +235,9 @@ def hypersimplex_loss(
 
     The squared loss has no gradient on saturated entries (p exactly 0 or 1), also not on those saturated to the wrong
     side. The Fenchel-Young loss is convex with gradient (p - t) / tau; with k = "targets" its sum over a class is not
-    negative, and zero only where p = t.
+    negative, and zero only where p = t. It needs a k that agrees with the targets: with any other, and with sample
+    weights that `weighted_mass` does not count in k, a shift of a class's logits lowers it without bound, and training
+    may drift there.
 
     With k = "targets" either loss is blind to a shift of a class's logits (the squared one always is), so prediction
     needs a threshold per class: see :class:`hypersimplex_ext.nn.HyperSimplexLoss`, which keeps them.

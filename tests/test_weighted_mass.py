@@ -173,3 +173,25 @@ def test_compiled_and_mapped():
     assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, s), loss(x, s), 1e-12)
     both = torch.stack((x, 2 * x))
     assert_close(torch.func.vmap(loss, (0, None))(both, s), torch.stack([loss(x, s), loss(2 * x, s)]), 1e-12)
+
+
+def test_fenchel_young_needs_a_mass_that_agrees():
+    """Only where k and the loss weigh samples alike is it blind to a shift of all logits; the squared loss always is."""
+    torch.manual_seed(0)
+    x, labels, s = draw("cpu", "indices")
+
+    def rises(**settings):
+        """How much each class's loss rises with each of two equal shifts."""
+        at = [
+            hypersimplex_loss(x + shift, labels, tau=2.0, reduction="none", **settings).sum(0)
+            for shift in (0.0, 50.0, 100.0)
+        ]
+        return torch.stack(at).diff(dim=0)
+
+    fenchel_young = {"kind": "fenchel_young"}
+    for blind in (fenchel_young, {"sample_weight": s, "weighted_mass": True} | fenchel_young, {"sample_weight": s}):
+        assert rises(**blind).abs().max() < 1e-9
+    for settings in ({"sample_weight": s}, {"k": 2}):
+        first, second = rises(**settings, **fenchel_young)
+        assert_close(first, second, 1e-9)
+        assert first.abs().min() > 1
