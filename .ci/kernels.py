@@ -13,6 +13,7 @@ from typing import NamedTuple
 ONCE = "values kept over a whole pass, stored and loaded once per tile and phase, outside the loops over entries"
 SPILLS = {
     "project_team": (96, ONCE + ", in which the instruction budget allows none"),
+    "project_long": (144, ONCE + ", which takes its route by them; the budget allows one access, for double"),
     "multiply_team": (48, ONCE),
     "loss_team": (96, ONCE + "; two loads inside for double"),
 }

@@ -14,7 +14,10 @@ from pathlib import Path
 from bench.budget import budget
 from bench.budget.workload import DEVICES, Prediction, predictions
 
-KERNELS = {"project_short": "", "project_team": "", "loss_team": ", forward", "loss_gradient_wide": ", backward"}
+KERNELS = dict.fromkeys(("project_short", "project_team", "project_long"), "") | {
+    "loss_team": ", forward",
+    "loss_gradient_wide": ", backward",
+}
 
 
 def lines(counted: budget.Budget) -> Iterator[str]:

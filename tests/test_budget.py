@@ -237,6 +237,23 @@ def test_a_prediction_by_hand(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(("k", "moved", "per_entry", "turns"), [(50_000_000, 3, 15 + 6, 13), (5, 2, 7, 6)])
+def test_a_prediction_of_a_long_vector(monkeypatch, k, moved, per_entry, turns):
+    costs = zip(("lists", "lists, open", "last pass"), (15, 7, 6), strict=True)
+    counts = {("sm_90", "project_long<float>", name): Counts(cost, 4, 0, 0) for name, cost in costs}
+    turn = {"turn of the first warp": 500, "turn of another warp": 100}
+    counts |= {("sm_90", "project_team<float>", name): Counts(cost, 0, 0, 2) for name, cost in turn.items()}
+    case = Case("gpu-rows", 1, 100_000_000, k, device="cuda")
+    monkeypatch.setattr(workload, "GPU", [case])
+    monkeypatch.setattr(workload, "sweeps_of", lambda case, together: 3.0)
+    registers = {("sm_90", "project_long<float>"): 64}
+    (prediction,) = workload.predictions(counts, registers, workload.DEVICES[1])
+    assert (prediction.plan.regime, prediction.plan.blocks, prediction.blocks) == ("grid", 264, 2)
+    expected = 1e8 * per_entry / 32 + 264 * turns * (500 + 15 * 100)
+    assert prediction.instructions == pytest.approx(expected)
+    assert (prediction.moved, prediction.copied) == (moved * 4e8, 2 * 4e8)
+
+
 def test_the_table_in_the_readme():
     """Printed anew it is the same, and each of its lines says what it is."""
     printed = list(predict.lines(budget.load()))

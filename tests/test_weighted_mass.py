@@ -176,7 +176,7 @@ def test_compiled_and_mapped():
 
 
 def test_fenchel_young_needs_a_mass_that_agrees():
-    """Only where k and the loss weigh samples alike is it blind to a shift of all logits; the squared loss always is."""
+    """Only where k and the loss weigh alike is it blind to a shift of all logits; the squared loss always is."""
     torch.manual_seed(0)
     x, labels, s = draw("cpu", "indices")
 

@@ -16,6 +16,7 @@ _LANE_BITS = 5
 _LOCAL = "LDL|STL"
 _BARRIERS = r"BAR\.(SYNC|RED)|UCGABAR_ARV"
 
+_LIST = r"STS(?!\.128)"
 _RECALL_WIDE = r"LDS\.(64|128)"
 _STEP = (r"MUFU\.RCP64H", 2)  # Newton's divisions; a secant has more
 _TURN = (_BARRIERS, "FFMA|DFMA")
@@ -69,6 +70,9 @@ COUNTED: tuple[Stretch | Path, ...] = (
     Stretch("project_team", "first pass, read again", _LOAD, (_ARITHMETIC,), (_STORE,)),
     Stretch("project_team", "sweep, read again", _LOAD, (_ARITHMETIC,), (_STORE, _KEEP)),
     Stretch("project_team", "last pass, read again", _STORE, (_LOAD,)),
+    Stretch("project_long", "lists", _LOAD, (_LIST,), ("STG", _KEEP)),
+    Stretch("project_long", "lists, open", _LOAD, (_LIST, _STORE), ()),
+    Stretch("project_long", "last pass", _STORE, (_LOAD,), ("STS",)),
     Path("project_team", "turn of the first warp", rf"{_BARRIERS}|SHFL", _TURN),
     Path("project_team", "turn of another warp", _BARRIERS, _TURN, ("SHFL", 6)),
     # Of four classes a thread; each access holds an entry of all of them, and the kernels have loops of 8 bytes too.

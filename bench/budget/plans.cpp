@@ -37,10 +37,12 @@ void print_plan() {
   p.state_bytes = int(number());
   const bool loss = number() != 0, backward = number() != 0;
   const cuda::Planner planner(p, limits);
-  const cuda::Plan plan = backward ? planner.elementwise() : planner.choose(!loss);
+  const cuda::Plan plan = backward ? planner.elementwise()
+                          : loss   ? planner.choose(false)
+                                   : planner.with_lists(planner.choose(true), p.state_bytes);
   const char* names[] = {"short", "block", "cluster", "grid"};
-  std::printf("%s %d %d %d %d %d %d %d %d %d\n", names[int(plan.regime)], plan.group, plan.columns, plan.threads,
-              plan.blocks, plan.shared_bytes, plan.tiles, plan.teams, plan.resident, plan.staged);
+  std::printf("%s %d %d %d %d %d %d %d %d %d %d\n", names[int(plan.regime)], plan.group, plan.columns, plan.threads,
+              plan.blocks, plan.shared_bytes, plan.tiles, plan.teams, plan.resident, plan.staged, plan.list_bytes);
 }
 
 // How often a vector is swept after its moments are known.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"float32": "float", "bfloat16": "bfloat16"}
 _SAMPLED = 1 << 18  # entries of a case of which sweeps are counted
 _WIDE_THREADS = 512  # as in csrc/cuda/tuning.h
+_SAMPLED_OF, _DEVIATIONS = 255, 5  # as there, and in long_vectors.cu
 _STATE_BYTES = {"projection": 400, "loss": 416}  # at least what solver.cuh and loss_sums.cuh keep per vector
 
 
@@ -61,6 +63,7 @@ class Plan(NamedTuple):
     teams: int
     resident: int
     staged: int
+    list_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +181,8 @@ def _projection(
     device: Device,
 ) -> Prediction:
     plan = plan_of(case, device)
+    if plan.list_bytes:
+        return _long(case, plan, counts, registers, device)
     entries, read = case.vectors * case.n, float(case.bytes)
     short = plan.regime == "short"
     kernel = "project_short" if short else "project_team"
@@ -195,6 +200,29 @@ def _projection(
         moved = 2 * read if plan.resident else (sweeps + 3) * read
     blocks = _blocks(plan, registers["sm_90", f"{kernel}<{NAMES[case.dtype]}>"], device)
     return Prediction(case, kernel, device, plan, blocks, sweeps, instructions, moved, 2 * read)
+
+
+def _long(
+    case: Case,
+    plan: Plan,
+    counts: Mapping[tuple[str, str, str], Counts],
+    registers: Mapping[tuple[str, str], int],
+    device: Device,
+) -> Prediction:
+    """Of one long vector, if its sample helps."""
+    cost, turn = _Costs(counts, "project_long", case.dtype), _Costs(counts, "project_team", case.dtype).turn(plan)
+    entries, read = case.vectors * case.n, float(case.bytes)
+    sampled = case.n // _SAMPLED_OF
+    share = sampled * case.k / case.n
+    few = share <= _DEVIATIONS * math.sqrt(share * (1 - share / sampled)) + 3
+    sweeps = sweeps_of(case, 1)
+    per_entry = cost["lists, open"] if few else cost["lists"] + cost["last pass"]
+    # One or two roots of the sample; its check, the ends of the bracket, and the search among the lists.
+    turns = sweeps + 3 if few else 3 * sweeps + 4
+    instructions = entries / 32 * per_entry + plan.tiles * plan.blocks * turns * turn
+    blocks = _blocks(plan, registers["sm_90", f"project_long<{NAMES[case.dtype]}>"], device)
+    moved = (2 if few else 3) * read
+    return Prediction(case, "project_long", device, plan, blocks, sweeps, instructions, moved, 2 * read)
 
 
 def _loss(

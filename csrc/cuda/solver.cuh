@@ -105,19 +105,20 @@ class Solver {
   __device__ Solver(Team& team, const Tile& tile, State& own, const State* swept, const Source& source)
       : team_(team), tile_(tile), own_(own), swept_(swept), source_(source) {}
 
-  // Leaves the states of the team's vectors complete, for all threads of the block.
-  __device__ __forceinline__ void solve() {
-    int phase = kMoments;
+  // Leaves the states of the team's vectors complete, for all threads of the block. Where a search has begun already,
+  // `phase` is what settle() says of it; kBegins: whether any has not.
+  template <bool kBegins = true>
+  __device__ __forceinline__ void solve(int phase = kMoments) {
     // Before each turn all threads of the team have the same phases. Each turn serves one of them for all vectors; it
     // ends, as step_to_end() ends every search.
     while (phase != kDone) {
       const int now = phase & -phase;
       Own own;
-      if (now == kMoments)
+      if (kBegins && now == kMoments)
         add_moments<false>(own);
-      else if (now == kCareful)
+      else if (kBegins && now == kCareful)
         add_moments<true>(own);
-      else if (now == kSpecial)
+      else if (kBegins && now == kSpecial)
         add_special(own);
       else if (now == kSearching)
         add_counts(own);
@@ -125,13 +126,24 @@ class Solver {
         add_gap(own);
       const All total = team_.reduce(own, now != kSearching);
       phase = team_.decide([&] {
-        return now == kMoments     ? take_moments(total)
-               : now == kCareful   ? take_careful(total)
-               : now == kSpecial   ? take_special(total)
-               : now == kSearching ? take_counts(total)
-                                   : take_gap(total, now);
+        return kBegins && now == kMoments   ? take_moments(total)
+               : kBegins && now == kCareful ? take_careful(total)
+               : kBegins && now == kSpecial ? take_special(total)
+               : now == kSearching          ? take_counts(total)
+                                            : take_gap(total, now);
       });
     }
+  }
+
+  // The next phase of a state: whether its search goes on.
+  __device__ static int settle(VectorState<T>& state) {
+    if (state.searching()) {
+      if (state.search.flat != 0) return kJump;  // the projector stays where no entry was active
+      state.projector.aim(state.search.t, state.tau);
+      return kSearching;
+    }
+    state.projector.set(state.search.t, state.tau);
+    return state.in_gap() ? kGap : kDone;
   }
 
   // ---- single sweeps ----
@@ -200,6 +212,7 @@ class Solver {
 #pragma unroll
           for (int v = 0; v < kAbreast; ++v) counters[v].flush(own[v]);
         });
+    if constexpr (Tile::kPartial) tile_.add_decided(swept_->projector, own[0]);
   }
 
   // No entry is active: the least one and the greatest zero.
@@ -276,15 +289,6 @@ class Solver {
     if (state.search.flat != 0 || last) state.take_gap(zero, one);
     return settle(state);
   }
-  __device__ static int settle(VectorState<T>& state) {
-    if (state.searching()) {
-      if (state.search.flat != 0) return kJump;  // the projector stays where no entry was active
-      state.projector.aim(state.search.t, state.tau);
-      return kSearching;
-    }
-    state.projector.set(state.search.t, state.tau);
-    return state.in_gap() ? kGap : kDone;
-  }
 
   Team& team_;
   const Tile& tile_;
@@ -292,6 +296,27 @@ class Solver {
   const State* const swept_;
   const Source& source_;
 };
+
+// Writes y of the entries of a tile whose vectors have been solved.
+template <class In, class Tile, class Source>
+__device__ __forceinline__ void write_projection(const Tile& tile, const Source& entries,
+                                                 const Projector<Compute<In>>& found, const Operand<In>& y) {
+  using T = Compute<In>;
+  auto write = [&](int i, auto& v, auto project) {
+    for (T& entry : v) entry = project(entry);
+    tile.store(y, i, v);
+  };
+  if (found.regular) {
+    const Projector<T> projector = found;
+    tile.pass(entries, [&](int i, auto& v, auto&, int) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
+  } else {
+    tile.each_singly([&](int i) {
+      T v[1][1];
+      entries.read(i, 0, v);
+      write(i, v[0], [&](T e) { return T(found.irregular_y(e)); });
+    });
+  }
+}
 
 }  // namespace cuda
 }  // namespace hypersimplex

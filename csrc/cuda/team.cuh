@@ -163,6 +163,13 @@ class Team {
     return *signal();
   }
 
+  // The same right after another decision, which threads may still be reading.
+  template <class Act>
+  __device__ int decide_next(Act act) {
+    block_barrier();
+    return decide(act);
+  }
+
   // The last of a block's acts: nobody leaves while others may read its shared memory.
   __device__ void leave() const {
     if (plan_.regime == Regime::kCluster) cluster_barrier();

@@ -1,8 +1,9 @@
 // The projection y = clip((x - t) / tau, 0, 1) of every vector onto the (n,k)-hypersimplex, Eq. 4.3 of the paper,
 // without a sort. A warp or part of one holds a short vector in registers; a block or a cluster holds longer ones in
 // shared memory; the blocks of a grid read still longer ones again for every sweep. One pass gives the moments and with
-// them the first guess at t, about three sweeps settle it (csrc/newton.h), one pass writes y.
-#include "launch.cuh"
+// them the first guess at t, about three sweeps settle it (csrc/newton.h), one pass writes y. Of the longest vectors a
+// sample saves most of the sweeps: long_vectors.cu.
+#include "long_vectors.cuh"
 #include "register_rows.cuh"
 #include "solver.cuh"
 
@@ -128,21 +129,7 @@ __global__ void __launch_bounds__(tuning::kMaxThreads)
     }
     if (args.y) {
       const Operand<In> y(static_cast<In*>(args.y), args.y_strides, args.shape, plan, own.index, tile.begin());
-      auto write = [&](int i, auto& v, auto project) {
-        for (T& entry : v) entry = project(entry);
-        tile.store(y, i, v);
-      };
-      if (own.projector.regular) {
-        const Projector<T> projector = own.projector;
-        tile.pass(
-            entries, [&](int i, auto& v, auto&, int) { write(i, v, [&](T e) { return projector.y(e); }); }, [] {});
-      } else {
-        tile.each_singly([&](int i) {
-          T v[1][1];
-          entries.read(i, 0, v);
-          write(i, v[0], [&](T e) { return T(own.projector.irregular_y(e)); });
-        });
-      }
+      write_projection(tile, entries, own.projector, y);
     }
     block_barrier();
   }
@@ -154,7 +141,9 @@ Plan plan_of(ThresholdArgs& args) {
   size_t state_bytes = args.dtype == DType::kFloat64 ? sizeof(VectorState<double>) : sizeof(VectorState<float>);
   const void* kernel = for_storage_type(
       args.dtype, [](auto storage) { return address_of(project_team<typename decltype(storage)::type>); });
-  return Planner(layout.problem(state_bytes), device_limits(kernel)).choose(true);
+  const Problem problem = layout.problem(state_bytes);
+  const Planner planner(problem, device_limits(kernel));
+  return planner.with_lists(planner.choose(true), long_state_bytes(args.dtype));
 }
 
 }  // namespace
@@ -167,6 +156,7 @@ size_t threshold_workspace(const ThresholdArgs& call) {
 void threshold(const ThresholdArgs& call, void* workspace, void* stream) {
   ThresholdArgs args = call;
   const Plan plan = plan_of(args);
+  if (plan.list_bytes) return long_threshold(args, plan, workspace, stream);
   for_storage_type(args.dtype, [&](auto storage) {
     using In = typename decltype(storage)::type;
     if (plan.regime == Regime::kShort)

@@ -65,13 +65,15 @@ struct Operand {
 // overlap. What it reads is up to a source:
 //     source.read(i, step, x)                 entries of accesses i, i + step, ...: T x[U][N], N = 1 or kPack<In>
 //     source.read_beside(i, step, x, beside)  what else there is of them: Source::Beside<U, N>, handed on to the body
-// kPacked: whether global memory is ever accessed in packs. kTensors: how many of them the passes read.
-template <class In, bool kPacked = true, int kTensors = 1>
+// kPacked: whether global memory is ever accessed in packs. kTensors: how many of them the passes read. kKeeps: whether
+// tiles may be resident.
+template <class In, bool kPacked = true, int kTensors = 1, bool kKeeps = true>
 class Tile {
  public:
   using T = Compute<In>;
 
-  static constexpr int kAbreast = 1;  // columns that a thread serves: all entries of an access are of one vector
+  static constexpr int kAbreast = 1;       // columns that a thread serves: all entries of an access are of one vector
+  static constexpr bool kPartial = false;  // whether some entries are but summed up (lists.cuh)
   static constexpr int kBatch = sizeof(In) == 8 ? 2 : 4;  // single entries that a pass takes at a time
 
   // kept_at: where in shared memory the entries are kept
@@ -158,7 +160,7 @@ class Tile {
           source.read_beside(i, step, x, beside);
         },
         [&](int i, auto& x, auto& beside, int u) {
-          if (plan_.resident) keep(i, x);
+          if (resident()) keep(i, x);
           body(i, x, beside, u);
         });
   }
@@ -172,7 +174,7 @@ class Tile {
           [&](int i, int step, auto& x, auto&) { again<resident.value>(source, i, step, x); },
           [&](int i, auto& x, auto&, int) { body(i, x); });
     };
-    if (plan_.resident)
+    if (resident())
       sweep_over(Constant<true>{});
     else
       sweep_over(Constant<false>{});
@@ -188,8 +190,8 @@ class Tile {
   // The same where other tensors take part, with the accesses of the first pass and its body's arguments.
   template <class Source, class Body, class Flush>
   __device__ void pass(const Source& source, Body body, Flush flush) const {
-    // More doubles of two tensors than those of a pack each would be spilled.
-    constexpr int kPacks = kPack<In> == 4 || (kPack<In> == 2 && kTensors == 1) ? 2 : 1;
+    // Of two tensors, more than 16 entries or a pack of doubles each would be spilled.
+    constexpr int kPacks = kPack<In> == 4 || kTensors == 1 ? 2 : 1;
     run<kPacked, kBatch / kTensors, kPacks, Source>(
         packs(), count_, flush,
         [&](int i, int step, auto& x, auto& beside) {
@@ -276,7 +278,7 @@ class Tile {
   }
   template <class Source, int U, int N>
   __device__ void again_anyhow(const Source& source, int i, int step, T (&x)[U][N]) const {
-    if (plan_.resident)
+    if (resident())
       again<true>(source, i, step, x);
     else
       again<false>(source, i, step, x);
@@ -287,9 +289,10 @@ class Tile {
   __device__ uint8_t* marks() const {
     return shared_memory<uint8_t>(kept_at_ + (int(plan_.share) << plan_.column_bits) * int(sizeof(In)));
   }
+  __device__ bool resident() const { return kKeeps && plan_.resident; }
   __device__ bool packs() const { return kPacked && plan_.packs; }
   // A row is kept in whole packs, however it is read.
-  __device__ bool whole_packs() const { return plan_.resident && plan_.columns == 1; }
+  __device__ bool whole_packs() const { return resident() && plan_.columns == 1; }
   __device__ int end() const { return whole_packs() ? (count_ + kPack<In> - 1) / kPack<In> * kPack<In> : count_; }
 
   const Plan& plan_;

@@ -9,7 +9,8 @@
 //  cluster  a cluster of 2 to 16 blocks                 shared memory of all of   16 times as much, where the device
 //                                                       them                      runs clusters of so many blocks
 //  grid     several blocks, which exchange their sums   global memory, read       any
-//           in global memory                            again for every sweep
+//           in global memory                            again for every sweep, or
+//                                                       once beside a sample
 //
 // clang-format on
 //
@@ -58,11 +59,14 @@ constexpr int kLabelShare = 1024;        // class indices at least that a block 
 constexpr int kMostBins = 8192;          // and classes at most that it has counters of in shared memory
 constexpr int kLineBytes = 128;          // of memory, the width of a tile in such a pass
 constexpr int kPortableCluster = 8, kLargestCluster = 16;
-constexpr int kClusterSizes = 4;       // powers of two, from 2 blocks to the largest
-constexpr int kSortThreads = 512;      // per block at most: entries take most of the registers
-constexpr int kPoolThreads = 512;      // per vector that is pooled in one block,
-constexpr int kPoolTileThreads = 128;  // and per tile of a longer one
-constexpr int kFlush = 64;             // entries summed in float32 before they are added to a double
+constexpr int kClusterSizes = 4;        // powers of two, from 2 blocks to the largest
+constexpr int kSortThreads = 512;       // per block at most: entries take most of the registers
+constexpr int kPoolThreads = 512;       // per vector that is pooled in one block,
+constexpr int kPoolTileThreads = 128;   // and per tile of a longer one
+constexpr int kFlush = 64;              // entries summed in float32 before they are added to a double
+constexpr int kLeastListed = 32 << 20;  // bytes of a vector, about what the cache holds, of which a sample saves sweeps
+constexpr int kListBytes = 208;         // of shared memory at most for the list of a thread
+constexpr int kSampled = 255;           // of so many entries one is in the sample; odd, as data have even periods
 }  // namespace tuning
 
 // How many numbers a team reduces at once, at most.
@@ -100,14 +104,16 @@ struct Plan {
   int tiles_per_line, tiles, teams;
   int64_t n, lanes, share;  // share: entries of each vector per block
   uint64_t inverse_n2;      // inverse_of(Shape::n2)
+  int list_bytes;           // of shared memory, for each thread's list of entries, or 0: long_vectors.cu
 };
 
 // HYPERSIMPLEX_REGIME=name[:key=value,...] in the environment, for tests and measurements: short, block, cluster or
-// grid; keys blocks, columns, threads, and stream=1 for entries that are read again.
+// grid; keys blocks, columns, threads, stream=1 for entries that are read again, lists=1 for a sample
+// (long_vectors.cu).
 struct Forced {
   bool set = false;
   Regime regime = Regime::kBlock;
-  int blocks = 0, columns = 0, threads = 0, stream = 0;
+  int blocks = 0, columns = 0, threads = 0, stream = 0, lists = 0;
 };
 
 inline Forced forced_regime() {
@@ -117,7 +123,7 @@ inline Forced forced_regime() {
   auto invalid = [&] {
     return std::invalid_argument(
         "HYPERSIMPLEX_REGIME must be short, block, cluster or grid, then :key=value,... with "
-        "keys blocks, columns, threads (a multiple of 64), stream; got '" +
+        "keys blocks, columns, threads (a multiple of 64), stream, lists; got '" +
         std::string(text) + "'");
   };
   const char* names[] = {"short", "block", "cluster", "grid"};
@@ -131,7 +137,8 @@ inline Forced forced_regime() {
     rest = rest.size() > item.size() ? rest.substr(item.size() + 1) : "";
     int* value = nullptr;
     for (auto& known : {std::make_pair("blocks=", &forced.blocks), std::make_pair("columns=", &forced.columns),
-                        std::make_pair("threads=", &forced.threads), std::make_pair("stream=", &forced.stream)})
+                        std::make_pair("threads=", &forced.threads), std::make_pair("stream=", &forced.stream),
+                        std::make_pair("lists=", &forced.lists)})
       if (item.compare(0, std::strlen(known.first), known.first) == 0) value = known.second;
     if (!value) throw invalid();
     *value = std::atoi(item.c_str() + item.find('=') + 1);
@@ -179,6 +186,27 @@ class Planner {
     bool forced_short = forced.set && p_.n <= 32 * tuning::kShortBytes / p_.compute_bytes;
     if (short_kernel && (forced_short || p_.n <= longest)) return short_plan();
     return team_plan();
+  }
+
+  // The same plan with lists where they are of use; state_bytes: of the kernel that keeps them.
+  Plan with_lists(Plan plan, int state_bytes) const {
+    const Forced forced = forced_regime();
+    const bool grid = plan.regime == Regime::kGrid && plan.packs && !plan.resident;
+    if (!grid || !(forced.set ? forced.lists : p_.n * p_.entry_bytes >= tuning::kLeastListed)) return plan;
+    int most = d_.shared_per_multiprocessor / tuning::kStreamBlocks - 1024;
+    if (most > d_.shared_per_block) most = d_.shared_per_block;
+    plan.shared_bytes += 2 * (state_bytes - p_.state_bytes);
+    const int room = (most - plan.shared_bytes) / plan.threads / 16 * 16;
+    plan.list_bytes = room < tuning::kListBytes ? room > 0 ? room : 0 : tuning::kListBytes;
+    plan.shared_bytes += plan.threads * plan.list_bytes;
+    return plan;
+  }
+  // Of a plan with lists, the plan for its sample.
+  static Plan sample_of(Plan plan) {
+    plan.n /= tuning::kSampled;
+    plan.share = ceil_div(plan.n, plan.blocks);
+    plan.packs = false;
+    return plan;
   }
 
   // For sweeps of which each is a launch: entries are not kept.

@@ -18,6 +18,7 @@ class WideTile {
 
   static constexpr int kWide = sizeof(In) == 8 ? 2 : 4;
   static constexpr int kAbreast = kWide;  // as in Tile
+  static constexpr bool kPartial = false;
 
   __device__ WideTile(const Plan& plan, const Team& team, bool live, int kept_at)
       : plan_(plan), kept_at_(kept_at), begin_(team.rank() * plan.share) {
