@@ -1,6 +1,7 @@
 // y = clip((x - t) / tau, 0, 1) for the entries of one vector, special rows included (State in hypersimplex.h).
 #pragma once
 
+#include "../hypersimplex.h"
 #include "warp.cuh"
 
 namespace hypersimplex {
