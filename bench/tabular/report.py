@@ -14,7 +14,7 @@ from bench.results import Record
 from bench.style import COLOURS, MARKERS, RC, markdown, save
 from bench.tabular.models import BASELINE, LABELS
 
-HEADER = ["data, library, objective", "accuracy, %", "to log loss, points", "p", "AUC, %", "log score", "rounds", "s"]
+HEADER = ["data, library, objective", "accuracy, %", "to log loss, points", "p", "AUC, %", "log score", "rounds"]
 
 
 def write(records: Sequence[Record], out: Path) -> None:
@@ -54,7 +54,6 @@ def summarised(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "auc": float(np.mean([100 * run["test"]["auc"] for run in runs])),
                 "log_score": float(np.mean([run["test"]["log_score"] for run in runs])),
                 "rounds": float(np.mean([run["rounds"] for run in runs])),
-                "seconds": float(np.mean([run["seconds"] for run in runs])),
             }
         )
     return rows
@@ -74,7 +73,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['auc']:.2f}",
         f"{row['log_score']:.3f}",
         f"{row['rounds']:.0f}",
-        f"{row['seconds']:.1f}",
     ]
 
 

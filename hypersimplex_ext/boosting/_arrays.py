@@ -5,6 +5,8 @@ Margins are [n] (binary) or [n, C], in C order or, as LightGBM keeps them, class
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,11 @@ def margins(value: Any) -> Tensor:
     return tensor.squeeze(1) if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
 
 
-def labels(value: Any, x: Tensor) -> Tensor:
-    """Of binary margins 0 and 1 in their dtype, of [n, C] class indices in int64: [n]."""
+def labels(value: Any, x: Tensor, to_train: bool = False) -> Tensor:
+    """Of binary margins 0 and 1 in their dtype, of [n, C] class indices in int64: [n].
+
+    One class alone teaches nothing, and is refused `to_train`; an evaluation set may hold no other.
+    """
     array = _array("labels", value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"labels must be numbers 0, 1, ..., got {array.dtype}")
@@ -38,24 +43,44 @@ def labels(value: Any, x: Tensor) -> Tensor:
     if array.shape != x.shape[:1]:
         raise ValueError(f"labels must have shape [{len(x)}], one per sample, got {list(array.shape)}")
     classes = x.shape[1] if x.ndim > 1 else 2
-    if x.ndim == 1:
-        ones = array.astype(bool)
-        right = np.array_equal(array, ones)
-        target = _shared(array.astype(x.numpy().dtype, copy=False))
-    else:
-        index = array.astype(np.int64) if array.dtype.kind != "f" else _truncated(array)
-        right = index.min() >= 0 and index.max() < classes and np.array_equal(array, index)
-        target = _shared(index)
-    if not right:
-        raise ValueError(f"labels must be integers from 0 to {classes - 1}, got {_first_wrong(array, classes)}")
-    return target
+    dtype = x.numpy().dtype if x.ndim == 1 else np.dtype(np.int64)
+    target = None if array.dtype == dtype else memory(array, dtype)
+    least, greatest = classes, 0
+    for rows in blocks(array):
+        index = array[rows].astype(bool) if x.ndim == 1 else _truncated(array[rows])
+        least, greatest = min(least, int(index.min())), max(greatest, int(index.max()))
+        if least < 0 or greatest >= classes or not np.array_equal(array[rows], index):
+            raise ValueError(f"labels must be integers from 0 to {classes - 1}, got {_first_wrong(array, classes)}")
+        if target is not None:
+            target[rows] = index
+    if to_train and least == greatest:
+        raise ValueError(f"labels must be of at least two classes, got {least} alone")
+    return _shared(array if target is None else target)
 
 
-def of_several_classes(target: Tensor) -> Tensor:
-    """Checked labels to train with: one class alone teaches nothing, though an evaluation set may hold no other."""
-    if target.min() == target.max():
-        raise ValueError(f"labels must be of at least two classes, got {target[0].item():g} alone")
-    return target
+_BLOCK = 1 << 16  # entries: what is made of as many stays in the cache, on pages that are not fresh
+
+
+def blocks(array: Array) -> Iterator[slice]:
+    """The rows of an array, as many at a time as leave temporary arrays small."""
+    rows = max(_BLOCK // max(math.prod(array.shape[1:]), 1), 1)
+    return (slice(start, start + rows) for start in range(0, len(array), rows))
+
+
+_LARGE_PAGE = 1 << 21
+_LARGE = 2 * _LARGE_PAGE  # from here on NumPy asks for large pages
+
+
+def memory(like: Array, dtype: Any = None) -> Array:
+    """As `numpy.empty_like`. A large array fills whole large pages, of which fresh ones cost least."""
+    dtype = like.dtype if dtype is None else dtype
+    size = like.size * dtype.itemsize
+    if size < _LARGE:
+        return np.empty_like(like, dtype)
+    block = np.empty((size // _LARGE_PAGE + 2) * _LARGE_PAGE, np.uint8)
+    order: Any = "C" if like.flags.c_contiguous else "F"
+    placed: Array = np.ndarray(like.shape, dtype, block, -block.ctypes.data % _LARGE_PAGE, order=order)
+    return placed
 
 
 def weights(value: Any, x: Tensor) -> Tensor | None:

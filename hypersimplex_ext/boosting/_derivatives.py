@@ -20,7 +20,7 @@ from .. import _loss, _loss_composed, _loss_ops
 from .._arguments import FRACTION, KINDS, SQUARED, VALUE, Arguments, loss_arguments, tensors
 from .._backends import contiguous
 from . import _weighted_mass
-from ._arrays import Array
+from ._arrays import Array, blocks, memory
 
 
 class Settings(NamedTuple):
@@ -66,8 +66,8 @@ def _gradient_and_state(x: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor
 
 
 def _memory(x: Tensor) -> Tensor:
-    """As `torch.empty_like`, but NumPy's: in large pages, which a fresh array of a training set's size pays for."""
-    return torch.from_numpy(np.empty_like(x.numpy()))
+    """As `torch.empty_like`."""
+    return torch.from_numpy(memory(x.numpy()))
 
 
 def thresholds(x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings) -> Tensor:
@@ -128,12 +128,15 @@ def _hessian(x: Tensor, state: Tensor, settings: Settings) -> Tensor:
 
 def _diagonal(x: Array, t: Any, a: Any, settings: Settings, b: float) -> Array:
     """The diagonal for thresholds t and numbers of active entries a: [n] with numbers, or [n, C] with [C] of them."""
-    on = x > t.astype(x.dtype)
-    on &= x < (t + settings.tau).astype(x.dtype)
-    active: Array = on.astype(x.dtype)  # in the layout of x
-    active *= (np.maximum(1 - 1 / a, settings.floor) - settings.floor) * b
-    active += settings.floor * b
-    return active
+    floor, ceiling = t.astype(x.dtype), (t + settings.tau).astype(x.dtype)
+    beside = ((np.maximum(1 - 1 / a, settings.floor) - settings.floor) * b).astype(x.dtype)
+    diagonal = memory(x)
+    for rows in blocks(x):
+        on = x[rows] > floor
+        on &= x[rows] < ceiling
+        np.multiply(on, beside, out=diagonal[rows])
+        diagonal[rows] += settings.floor * b
+    return diagonal
 
 
 def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[_weighted_mass.Column, Array]]:

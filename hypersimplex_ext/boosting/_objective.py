@@ -117,8 +117,8 @@ class Objective:
         labels, margins, weight, _ = _libraries.given(first, second, sample_weight)
         with _at_most(self.threads):
             x = _arrays.margins(margins)
-            target = _arrays.of_several_classes(_arrays.labels(labels, x))
-            found = _derivatives.derivatives(x, target, _arrays.weights(weight, x), self.settings)
+            target, s = _arrays.labels(labels, x, to_train=True), _arrays.weights(weight, x)
+            found = _derivatives.derivatives(x, target, s, self.settings)
         shape = np.shape(margins)  # [n, 1] too
         return found.gradient.numpy().reshape(shape), found.hessian.numpy().reshape(shape)
 
