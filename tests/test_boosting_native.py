@@ -175,6 +175,14 @@ def test_several_machines_are_refused():
         Objective()(np.zeros(len(y)), dataset)
 
 
+def test_workers_of_lightgbm_s_dask_module_are_refused():
+    """They hand on labels and margins of their own rows, as its scikit-learn API does, and no data set."""
+    worker = {"__name__": "lightgbm.dask", "objective": Objective()}
+    exec("def train_part(*given):\n    return objective(*given)", worker)
+    with pytest.raises(NotImplementedError, match="must be in one process, not over Dask"):
+        worker["train_part"]([0, 1, 1], np.zeros(3))
+
+
 def test_several_workers_of_xgboost_are_refused(monkeypatch):
     collective = pytest.importorskip("xgboost.collective")
     monkeypatch.setattr(collective, "get_world_size", lambda: 2)

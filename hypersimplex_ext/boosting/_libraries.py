@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any, NamedTuple
 
 from ._arrays import WHOLE_BATCH
@@ -48,8 +49,16 @@ def _refuse_workers(data: Any) -> None:
     settings = getattr(data, "params", None) or {}
     alone = settings.get("num_machines", settings.get("num_machine", 1)) in (1, "1")
     alone &= not any(settings.get(name) for name in ("machines", "workers", "nodes"))
-    if not alone or (xgboost is not None and xgboost.get_world_size() > 1):
+    if not alone or (xgboost is not None and xgboost.get_world_size() > 1) or _called_by("lightgbm.dask"):
         raise NotImplementedError(f"training must be in one process, not over Dask, MPI or Spark: {WHOLE_BATCH}")
+
+
+def _called_by(module: str) -> bool:
+    """Whether a function of this module has led to the call; LightGBM hands its workers' objectives no data set."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != module:
+        frame = frame.f_back
+    return frame is not None
 
 
 def metric(name: str, value: float, library: str | None) -> Any:
