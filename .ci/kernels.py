@@ -15,7 +15,7 @@ SPILLS = {
     "project_team": (96, ONCE + ", in which the instruction budget allows none"),
     "project_long": (144, ONCE + ", which takes its route by them; the budget allows one access, for double"),
     "multiply_team": (48, ONCE),
-    "loss_team": (96, ONCE + "; two loads inside for double"),
+    "loss_team": (112, ONCE + "; two loads inside for double"),
 }
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")

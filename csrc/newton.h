@@ -165,6 +165,7 @@ struct Search {
   static constexpr double kWideBracket = 64;
   static constexpr int kPatience = 16;                               // steps until a wide bracket is bisected
   static constexpr int kMostSteps = 48, kLastStep = 256;             // of step_to_end()
+  static constexpr double kNear = 1. / 16;                           // of an entry
   static constexpr double kTight = sizeof(T) == 4 ? 1e-9 : 0x1p-50;  // of tau, to which rounding lets f tell the root
   double k, tau;
   Pair t;       // where f is to be evaluated next
@@ -294,6 +295,13 @@ struct Search {
     if (!(g == last_g && h == last_h)) return false;
     status = h == k ? SearchStatus::kGapBelow : g == k ? SearchStatus::kGapAbove : SearchStatus::kFound;
     return true;
+  }
+
+  // Whether t is likely the root: at the last sweep the mass was wrong by a small part of an entry, so that hardly any
+  // lies between there and t, and a sweep would count the same.
+  HYPERSIMPLEX_HOST_DEVICE bool nearly_found() const {
+    const double missing = f_lo < -f_hi ? f_lo : -f_hi;
+    return last_g >= 0 && missing < kNear * (tau * unit());
   }
 
   // A step of a search that ends whatever comes: where it does not settle, bisection alone goes on, which takes as many

@@ -136,11 +136,11 @@ def device(monkeypatch):
     return simt.Device(module)
 
 
-def sweeps(x, k):
+def searches(x, masses):
     numbers = [x.shape[1], x.shape[0], 1.0]
-    for row in x.tolist():
+    for k, row in zip(masses, x.tolist(), strict=True):
         numbers += [k, *row]
-    return list(map(int, workload._ask("sweeps", *numbers)))
+    return workload._ask("searches", *numbers)
 
 
 @emulator
@@ -156,7 +156,7 @@ def test_loads_and_barriers_that_the_emulator_executes(device, monkeypatch, regi
     device.take_counts()
     soft_binary_argmax(x, k)
     counts = device.take_counts()
-    took = sweeps(x, k)
+    took = [len(letters) - 1 for letters in searches(x, [k] * rows)]
     blocks = 2 if "cluster" in regime else 1
     again = sum(took) + rows if "stream" in regime else 0  # all sweeps, and the last pass
     assert counts["packs"] == n // 4 * (rows + again)
@@ -171,6 +171,41 @@ def test_loads_and_barriers_that_the_emulator_executes(device, monkeypatch, regi
     # Of a turn, and before and behind all turns of a tile. A cluster meets once more in a turn, and at last.
     assert counts["block_barriers"] == blocks * (barriers * turns + 2 * rows)
     assert counts["cluster_barriers"] == (turns + rows if blocks > 1 else 0)
+
+
+@emulator
+@pytest.mark.parametrize(("classes", "columns"), [(12, 1), (64, 4)])
+def test_meetings_of_a_loss(device, monkeypatch, classes, columns):
+    """Of a cluster: for moments, for sweeps, and for the loss, whose sweep confirms thresholds that are nearly found.
+
+    Where it does not, the search goes on, and the loss is summed up once more.
+    """
+    from hypersimplex_ext import hypersimplex_loss
+
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", f"cluster:blocks=2,columns={columns},threads=64")
+    torch.manual_seed(columns)
+    x, target = torch.randn(600, classes), torch.randint(classes, (600,))
+    device.take_counts()
+    hypersimplex_loss(x, target)
+    letters = searches(x.T, target.bincount(minlength=classes).tolist())
+    tiles = [letters[i : i + columns] for i in range(0, classes, columns)]
+    took = [workload.sweeps_of_tile(tile) for tile in tiles]
+    alone = [max(map(len, tile)) - 1 for tile in tiles]
+    meetings = sum(1 + sweeps + last for sweeps, last in took)
+    assert device.take_counts()["cluster_barriers"] == meetings + len(tiles)  # and when blocks leave
+    assert meetings < sum(1 + sweeps + 1 for sweeps in alone)
+    assert any(last == 2 for _, last in took)
+
+
+def test_sweeps_of_a_tile():
+    """Before every sweep: searching, nearly found and rightly or wrongly so, done."""
+    assert workload.sweeps_of_tile(["sssd"]) == (3, 1)
+    assert workload.sweeps_of_tile(["ssrd"]) == (2, 1)
+    assert workload.sweeps_of_tile(["ssrd", "srd"]) == (2, 1)
+    assert workload.sweeps_of_tile(["ssrd", "d"]) == (2, 1)
+    assert workload.sweeps_of_tile(["ssrd", "sssd"]) == (3, 1)
+    assert workload.sweeps_of_tile(["swsrd", "srd"]) == (4, 2)  # after a wrong guess none
+    assert workload.sweeps_of_tile(["swd"]) == (2, 2)
 
 
 # ---- the budget ----

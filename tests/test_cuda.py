@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from hypersimplex_ext import hypersimplex_loss, soft_binary_argmax
+from hypersimplex_ext import _arguments, _loss_ops, hypersimplex_loss, soft_binary_argmax
 
 from .cases import assert_projection
 from .conftest import KERNELS
@@ -139,6 +139,21 @@ def test_losses_in_every_regime(on_device, monkeypatch, regime, shape, dtype):
     if device.type != "cuda":
         names = " ".join(launches())
         assert all(name in names for name in ("loss_team", "add_classes", "loss_gradient"))
+
+
+@pytest.mark.parametrize("classes", [8, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_does_not_depend_on_those_beside_it(on_device, monkeypatch, kind, classes):
+    """Its threshold is confirmed by the sweep that sums the loss up, or by another while they are still searching."""
+    device, _ = on_device
+    monkeypatch.setenv("HYPERSIMPLEX_REGIME", "block:columns=4,threads=64")
+    x, target = make((500, classes), "index", device, torch.float32)
+    others = x.clone()
+    others[:, 1::2] = others[:, 1::2].sinh() * 30
+    settings = (0.0, _arguments.TARGETS, 0.75, -100, 0.0, _arguments.KINDS[kind], _arguments.SUM)
+    states = [_loss_ops.loss_forward(logits, target, *(None,) * 4, *settings)[1][:-1] for logits in (x, others)]
+    mine, beside_others = (state.view(_loss_ops.STATE_ROWS, classes)[:, ::2] for state in states)
+    assert torch.equal(mine, beside_others)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,9 +1,9 @@
 // What the host decides and the search needs, for bench/budget/workload.py: the plan that csrc/cuda/tuning.h makes for
-// a problem, or the number of sweeps that csrc/newton.h takes for every vector of a sample. Reads numbers from standard
-// input, and writes numbers.
+// a problem, or how csrc/newton.h searches every vector of a sample. Reads numbers from standard input.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "cuda/tuning.h"
@@ -38,15 +38,16 @@ void print_plan() {
   const bool loss = number() != 0, backward = number() != 0;
   const cuda::Planner planner(p, limits);
   const cuda::Plan plan = backward ? planner.elementwise()
-                          : loss   ? planner.choose(false)
+                          : loss   ? planner.of_wide_threads(planner.choose(false))
                                    : planner.with_lists(planner.choose(true), p.state_bytes);
   const char* names[] = {"short", "block", "cluster", "grid"};
   std::printf("%s %d %d %d %d %d %d %d %d %d %d\n", names[int(plan.regime)], plan.group, plan.columns, plan.threads,
               plan.blocks, plan.shared_bytes, plan.tiles, plan.teams, plan.resident, plan.staged, plan.list_bytes);
 }
 
-// How often a vector is swept after its moments are known.
-int sweeps(const std::vector<float>& x, double k, double tau) {
+// A letter for each sweep after the moments are known, and one for the end: before a sweep the vector searches (s), or
+// is nearly found, in which the sweep proves it right (r) or wrong (w); at last it is done (d).
+std::string search_of(const std::vector<float>& x, double k, double tau) {
   double sum = 0, squares = 0;
   float low = HUGE_VALF, high = -HUGE_VALF;
   for (float v : x) {
@@ -58,8 +59,8 @@ int sweeps(const std::vector<float>& x, double k, double tau) {
   }
   const double n = double(x.size()), shift = sum / n;
   Search<float> search;
-  search.begin(k, tau, n, n, 0, 0, low, high, double(x[0]) + shift, squares / n - shift * shift);
-  int count = 0;
+  search.begin<float>(k, tau, n, n, 0, 0, low, high, double(x[0]) + shift, squares / n - shift * shift);
+  std::string letters;
   while (search.status == SearchStatus::kSearching) {
     const float floor = active_floor<float>(search.t), ceiling = active_ceiling<float>(search.t, tau);
     Sweep at{0, 0, 0};
@@ -69,23 +70,24 @@ int sweeps(const std::vector<float>& x, double k, double tau) {
       at.h += v >= ceiling;
       if (v > floor && v < ceiling) at.S += double(v) - search.t.p;
     }
+    const bool same = at.g == search.last_g && at.h == search.last_h;
+    letters += !search.nearly_found() ? 's' : same ? 'r' : 'w';
     search.step_to_end(at);
-    ++count;
     if (search.flat == 0) continue;
     for (float v : x) (v > floor ? one : zero) = v > floor ? std::fmin(one, v) : std::fmax(zero, v);
     search.jump(zero, one);
   }
-  return count;
+  return letters + 'd';
 }
 
-void print_sweeps() {
+void print_searches() {
   const size_t n = size_t(number()), vectors = size_t(number());
   const double tau = number();
   std::vector<float> x(n);
   for (size_t i = 0; i < vectors; ++i) {
     const double k = number();
     for (float& v : x) v = float(number());
-    std::printf("%d\n", sweeps(x, k, tau));
+    std::printf("%s\n", search_of(x, k, tau).c_str());
   }
 }
 
@@ -95,5 +97,5 @@ int main(int count, char** words) {
   if (count == 2 && std::strcmp(words[1], "plan") == 0)
     print_plan();
   else
-    print_sweeps();
+    print_searches();
 }

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import shutil
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +27,7 @@ from bench.speed.cases import DTYPES, GPU, INPUTS, Case
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"float32": "float", "bfloat16": "bfloat16"}
 _SAMPLED = 1 << 18  # entries of a case of which sweeps are counted
-_WIDE_THREADS = 512  # as in csrc/cuda/tuning.h
-_SAMPLED_OF, _DEVIATIONS = 255, 5  # as there, and in long_vectors.cu
+_SAMPLED_OF, _DEVIATIONS = 255, 5  # as in csrc/cuda/tuning.h and long_vectors.cu
 _STATE_BYTES = {"projection": 400, "loss": 416}  # at least what solver.cuh and loss_sums.cuh keep per vector
 
 
@@ -120,8 +121,8 @@ def plan_of(case: Case, device: Device, backward: bool = False) -> Plan:
 
 
 @functools.cache
-def sweeps_of(case: Case, together: int) -> float:
-    """How often `together` vectors of a case are swept until all are solved, on average, by csrc/newton.h."""
+def _searches(case: Case, together: int) -> list[list[str]]:
+    """How csrc/newton.h searches the vectors of a case, `together` of a tile, in the letters of plans.cpp."""
     # A long vector is solved in as many steps as one of the same inputs that is shorter.
     n = min(case.n, _SAMPLED)
     vectors = max(min(case.vectors, _SAMPLED // n) // together, 1) * together
@@ -137,8 +138,33 @@ def sweeps_of(case: Case, together: int) -> float:
     numbers: list[float] = [n, vectors, case.tau]
     for k, row in zip(masses, x.tolist(), strict=True):
         numbers += [k, *row]
-    counts = torch.tensor([float(count) for count in _ask("sweeps", *numbers)])
-    return float(counts.view(-1, together).amax(1).mean())
+    letters = _ask("searches", *numbers)
+    return [letters[i : i + together] for i in range(0, vectors, together)]
+
+
+def sweeps_of(case: Case, together: int) -> float:
+    """How often `together` vectors of a case are swept until all are solved, on average."""
+    return statistics.mean(max(map(len, tile)) - 1 for tile in _searches(case, together))
+
+
+def sweeps_of_loss(case: Case, together: int) -> tuple[float, float]:
+    """The same where the sweep that sums the loss up confirms what is nearly found, and how often that one is taken."""
+    return tuple(statistics.mean(each) for each in zip(*map(sweeps_of_tile, _searches(case, together)), strict=True))
+
+
+def sweeps_of_tile(searches: Sequence[str]) -> tuple[int, int]:
+    """As `sweeps_of_loss`, of the letters of its vectors."""
+    sweeps = last = 0
+    guessed: set[int] = set()  # in vain, which is done once
+    for letters in itertools.zip_longest(*searches, fillvalue="d"):
+        wrong = {i for i, letter in enumerate(letters) if letter == "w"}
+        if "s" not in letters and not any(letters[i] in "rw" for i in guessed):
+            last += 1
+            if not wrong:
+                break
+            guessed |= wrong
+        sweeps += 1
+    return sweeps, last
 
 
 def _blocks(plan: Plan, registers: int, device: Device) -> int:
@@ -234,10 +260,9 @@ def _loss(
     entries, read = case.vectors * case.n, float(case.bytes)
     name = NAMES[case.dtype]
     plan, cost = plan_of(case, device), _Costs(counts, "loss_team", case.dtype)
-    plan = plan._replace(threads=min(plan.threads, _WIDE_THREADS))
-    sweeps = sweeps_of(case, plan.columns)
-    per_entry = cost["first pass"] + sweeps * cost["sweep"] + cost["loss"]
-    instructions = entries / 32 * per_entry + plan.tiles * plan.blocks * (sweeps + 2) * cost.turn(plan)
+    sweeps, last = sweeps_of_loss(case, plan.columns)
+    per_entry = cost["first pass"] + sweeps * cost["sweep"] + last * cost["loss"]
+    instructions = entries / 32 * per_entry + plan.tiles * plan.blocks * (sweeps + last + 1) * cost.turn(plan)
     blocks = _blocks(plan, registers["sm_90", f"loss_team<{name}>"], device)
     yield Prediction(case, "loss_team", device, plan, blocks, sweeps, instructions, read, read)
     plan, cost = plan_of(case, device, True), _Costs(counts, "loss_gradient_wide", case.dtype)

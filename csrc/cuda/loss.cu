@@ -38,7 +38,6 @@ __global__ void __launch_bounds__(kWide ? tuning::kWideThreads : tuning::kMaxThr
   using T = Compute<In>;
   using TileType = typename Design<In, kWide>::TileType;
   constexpr int kAbreast = TileType::kAbreast;
-  const bool fenchel_young = is_fenchel_young(args);
   Team team(plan, workspace);
   LossVectorState<T>* const states = team.states<LossVectorState<T>>();
   LossVectorState<T>& own = states[team.column()];
@@ -46,7 +45,7 @@ __global__ void __launch_bounds__(kWide ? tuning::kWideThreads : tuning::kMaxThr
   for (int number = team.number(); number < plan.tiles; number += plan.teams) {
     if (team.decides()) {
       own.begin(locate(plan, args.shape, number, team.column()), plan.n, args.k, args.tau);
-      own.cancelled = 0;
+      own.cancelled = own.guessed = 0;
       if (labels.of_class)
         own.take_counts(args, own.index.live ? labels.number(own.index.vector) : 0, labels.taking_part(),
                         args.sample_weight ? labels.weight() : 0);
@@ -65,37 +64,50 @@ __global__ void __launch_bounds__(kWide ? tuning::kWideThreads : tuning::kMaxThr
         });
       }
     const typename Design<In, kWide>::Labelled samples(args, plan, tile, swept->index, swept->some_ignored);
-    Solver<In, TileType, typename Design<In, kWide>::SamplesType, LossVectorState<T>>(team, tile, own, swept, samples)
-        .solve();
+    using Search = Solver<In, TileType, typename Design<In, kWide>::SamplesType, LossVectorState<T>>;
+    Search search(team, tile, own, swept, samples);
 
-    // A second turn sums up anew, in double, where a vector's loss has been cancelled. It cancels none, so it is the
-    // last.
-    int again = 0;
+    // A turn finds thresholds and sums up at them. There is another where a guess turns out to be none, of which every
+    // vector has one, or where a vector's loss has been cancelled: then it is summed up in double ever after.
+    int phase = Search::kMoments;
+    if (kWide) {  // the search begins apart, so that what begins it is not kept for other turns
+      search.solve();
+      phase = Search::kDone;
+    }
     do {
+      search.template solve<!kWide>(phase);
       LossSums sums[kAbreast];
-      sum_loss(samples, tile, swept, fenchel_young, sums);
+      sum_loss(samples, tile, swept, is_fenchel_young(args), sums);
       const auto total = team.reduce(sums, true);
-      again = team.decide([&] {
-        if (!own.index.live) return 0;
+      phase = team.decide([&] {
+        if (!own.index.live) return int(Search::kDone);
+        if (own.searching()) {
+          const int next = Search::take_guess(own, total.count(0), total.count(1));
+          if (next != Search::kDone) return next;
+        }
         const Pair t = own.search.t;
-        const double balance = fenchel_young && !is_balanced(args) ? total.sum(2) : 0;
+        const double balance = is_fenchel_young(args) && !is_balanced(args) ? total.sum(2) : 0;
         const double shift = threshold_shift(t, own.tau, balance), loss = total.sum(1) + shift;
-        own.cancelled = !own.cancelled && is_cancelled(loss, shift);
-        if (own.cancelled || team.rank() != 0) return own.cancelled;
+        if (!own.cancelled && is_cancelled(loss, shift)) {
+          own.cancelled = 1;
+          return int(Search::kCallers);
+        }
+        if (team.rank() != 0) return int(Search::kDone);
         const LossState state(args.state, args.shape.inner);
         const int64_t c = own.index.vector;
         state.p[c] = t.p;
         state.d[c] = t.d;
-        state.active[c] = total.count(0);
-        state.mean[c] = mean_of_active(total.sum(0), total.count(0));
+        const double active = total.count(0) - total.count(1);
+        state.active[c] = active;
+        state.mean[c] = mean_of_active(total.sum(0), active);
         state.k[c] = own.mass;
         state.taking_part[c] = own.taking_part;
         summands.losses[c] = loss;
         summands.weights[c] = own.weight;
-        return 0;
+        return int(Search::kDone);
       });
       block_barrier();
-    } while (again);
+    } while (phase != Search::kDone);
   }
   team.leave();
 }
@@ -143,12 +155,13 @@ struct Forward {
       const void* kernel = for_storage_type(args.dtype, [&](auto storage) {
         return address_of(loss_team<typename decltype(storage)::type, decltype(design)::value>);
       });
-      return Planner(problem, device_limits(kernel)).choose(false);
+      const Planner planner(problem, device_limits(kernel));
+      const Plan plan = planner.choose(false);
+      return decltype(design)::value ? planner.of_wide_threads(plan) : plan;
     };
     wide = indices && problem.wide;
     if (wide) team = plan_for(Constant<true>{});
     wide = wide && team.resident && team.columns >= problem.wide;
-    if (wide && team.threads > tuning::kWideThreads) team.threads = tuning::kWideThreads;
     if (!wide) team = plan_for(Constant<false>{});
     labels = label_plan(args, bins_at);
 

@@ -8,13 +8,18 @@
 namespace hypersimplex {
 namespace cuda {
 
-// Of a class: what the loss needs beside the threshold.
+// Of a class: what the loss needs beside the threshold. The sweep that sums the loss up confirms a threshold that is
+// likely the root; where it does not, it was in vain, and the class guesses no more.
 template <class T>
 struct LossVectorState : VectorState<T> {
+  static constexpr bool kGuesses = true;
   double taking_part;  // number of samples that are not ignored
   double weight;       // of the samples that take part
   int some_ignored;
   int cancelled;  // whether nothing was left of the summands of the loss
+  int guessed;    // whether a guess has been tried
+
+  __device__ bool guesses() const { return this->searching() && !guessed && this->search.nearly_found(); }
 
   // The sum of the class's targets, the number of samples that take part, and what these weigh.
   __device__ __attribute__((noinline)) void take_counts(const LossArgs& args, double targets, double number,
@@ -79,7 +84,7 @@ __device__ __forceinline__ void add_counts(const LossArgs& args, const Samples<I
 }
 
 // The sums over a class that loss and gradient come from. r = y - t, s the sample weight, u = (x - threshold) / tau:
-// |A|, sum_A s r (squared) or sum_A s (Fenchel-Young), the sum of s times
+// #{x > t} and #{x >= t + tau}, sum_A s r (squared) or sum_A s (Fenchel-Young), the sum of s times
 //     squared:        r^2
 //     Fenchel-Young:  r (u - (y + t) / 2)
 // and sum s r, so that  sum s ((z - t)^2 / 2 - (z - y)^2 / 2) = third + lambda fourth.  Where r = 0 nothing is added,
@@ -89,24 +94,20 @@ using LossSums = Sums<2, 3>;
 // Of one class, in T.
 template <class T>
 struct ClassLoss {
-  T p, d, rate, floor, ceiling;
+  T p, d, rate;
+  Counter<T> counter;
   T mean, loss, balance;
-  unsigned active;
 
   __device__ __forceinline__ void aim(const Projector<T>& at) {
     p = at.p;
     d = at.d;
     rate = at.rate;
-    floor = at.floor;
-    ceiling = at.ceiling;
+    counter.aim(at);
     mean = loss = balance = 0;
-    active = 0;
   }
   __device__ __forceinline__ void add(bool fenchel_young, T x, T t, T s) {
     const T u = ((x - p) - d) * rate, y = clip01(u), r = y - t, sr = s * r;
-    const bool is_active = x > floor && x < ceiling;
-    active += is_active;
-    mean += is_active ? fenchel_young ? s : sr : T(0);
+    mean += counter.count(x) ? fenchel_young ? s : sr : T(0);
     if (fenchel_young) {
       loss += r != 0 ? sr * (u - T(0.5) * (y + t)) : T(0);
       balance += sr;
@@ -115,12 +116,11 @@ struct ClassLoss {
     }
   }
   __device__ __forceinline__ void flush(LossSums& sums) {
-    sums.count[0] += active;
+    counter.flush_counts(sums);
     sums.sum[0] += double(mean);
     sums.sum[1] += double(loss);
     sums.sum[2] += double(balance);
     mean = loss = balance = 0;
-    active = 0;
   }
 };
 
@@ -131,7 +131,9 @@ __device__ __forceinline__ void add_in_double(const LossVectorState<T>& state, b
   const double x = logit, t = target, s = weight;
   const bool active = state.projector.active(logit);
   const double y = state.projector.irregular_y(logit), r = y - t, z = state.projector.by_tau(x);
-  own.count[0] += active;
+  const bool above = logit > state.projector.floor;
+  own.count[0] += above;
+  own.count[1] += above && !active;
   if (active) own.sum[0] += fenchel_young ? s : s * r;
   if (r != 0) own.sum[1] += s * (fenchel_young ? r * (z - 0.5 * (y + t)) : r * r);
 }

@@ -102,11 +102,15 @@ struct Counter {
   }
   template <class Sums>
   __device__ __forceinline__ void flush(Sums& sums) {
+    flush_counts(sums);
+    sums.sum[0] += double(sum);
+    sum = 0;
+  }
+  template <class Sums>
+  __device__ __forceinline__ void flush_counts(Sums& sums) {
     sums.count[0] += above(counts);
     sums.count[1] += ones(counts);
-    sums.sum[0] += double(sum);
     counts = 0;
-    sum = 0;
   }
 
  private:

@@ -147,7 +147,7 @@ class ShardSums {
     LossSums sums[1];
     sum_loss(samples, tile_, &own_, is_fenchel_young(args_), sums);
     leave(sums, [&](const auto& total) {
-      put(0, total.count(0));
+      put(0, total.count(0) - total.count(1));
       for (int i = 0; i < 3; ++i) put(1 + i, total.sum(i));
     });
   }

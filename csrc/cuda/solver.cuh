@@ -30,6 +30,9 @@ struct alignas(16) VectorState {
     search.template begin<T>(mass, tau, n, count, infinite, nan, T(low), T(high), mean, variance);
   }
   __device__ bool searching() const { return search.status == SearchStatus::kSearching; }
+  // Whether the caller's own sweep may find out if t is the root, in place of one more of the search; and does.
+  static constexpr bool kGuesses = false;
+  __device__ static constexpr bool guesses() { return false; }
   __device__ bool in_gap() const { return is_gap(search.status); }
 
   // The edge between zeros and ones, where no entry is active.
@@ -105,13 +108,27 @@ class Solver {
   __device__ Solver(Team& team, const Tile& tile, State& own, const State* swept, const Source& source)
       : team_(team), tile_(tile), own_(own), swept_(swept), source_(source) {}
 
-  // Leaves the states of the team's vectors complete, for all threads of the block. Where a search has begun already,
-  // `phase` is what settle() says of it; kBegins: whether any has not.
+  // What a vector needs next, a bit each. A tile's phases are those of all its vectors, or-ed; the lowest bit is served
+  // first, so that no vector is swept at a threshold that a jump is about to move. The caller's own come last.
+  enum Phase : int {
+    kDone = 0,
+    kMoments = 1,
+    kCareful = 2,
+    kSpecial = 4,
+    kJump = 8,
+    kSearching = 16,
+    kGap = 32,
+    kGuess = 64,
+    kCallers = 128
+  };
+
+  // Leaves the states of the team's vectors complete, for all threads of the block, but for those that guess. Where a
+  // search has begun already, `phase` is what settle() says of it; kBegins: whether any has not.
   template <bool kBegins = true>
   __device__ __forceinline__ void solve(int phase = kMoments) {
     // Before each turn all threads of the team have the same phases. Each turn serves one of them for all vectors; it
     // ends, as step_to_end() ends every search.
-    while (phase != kDone) {
+    while ((phase & (kGuess - 1)) != kDone) {
       const int now = phase & -phase;
       Own own;
       if (kBegins && now == kMoments)
@@ -136,14 +153,22 @@ class Solver {
   }
 
   // The next phase of a state: whether its search goes on.
-  __device__ static int settle(VectorState<T>& state) {
-    if (state.searching()) {
+  __device__ static int settle(State& state) {
+    const bool guesses = state.guesses();
+    if (state.searching() && !guesses) {
       if (state.search.flat != 0) return kJump;  // the projector stays where no entry was active
       state.projector.aim(state.search.t, state.tau);
       return kSearching;
     }
     state.projector.set(state.search.t, state.tau);
-    return state.in_gap() ? kGap : kDone;
+    return guesses ? kGuess : state.in_gap() ? kGap : kDone;
+  }
+
+  // What follows from the counts of the caller's sweep at a guess.
+  __device__ __attribute__((noinline)) static int take_guess(State& state, double g, double h) {
+    state.guessed = 1;
+    state.search.confirmed(g, h);
+    return settle(state);
   }
 
   // ---- single sweeps ----
@@ -238,10 +263,6 @@ class Solver {
   }
 
  private:
-  // What a vector needs next, a bit each. A tile's phases are those of all its vectors, or-ed; the lowest bit is served
-  // first, so that no vector is swept at a threshold that a jump is about to move.
-  enum Phase : int { kDone = 0, kMoments = 1, kCareful = 2, kSpecial = 4, kJump = 8, kSearching = 16, kGap = 32 };
-
   __device__ int take_moments(const All& total) {
     own_.infinite = own_.nan = 0;
     const double sum = total.sum(0);
@@ -277,16 +298,17 @@ class Solver {
 
   // Not inlined, so that the numbers of the one thread that acts for a vector do not crowd out what all threads keep in
   // registers. The result is the vector's next phase.
-  __device__ __attribute__((noinline)) static int start(VectorState<T>& state) {
+  __device__ __attribute__((noinline)) static int start(State& state) {
     state.start();
     return settle(state);
   }
-  __device__ __attribute__((noinline)) static int step(VectorState<T>& state, double g, double h, double S) {
-    if (state.searching()) state.search.step_to_end({g, h, S});
+  __device__ __attribute__((noinline)) static int step(State& state, double g, double h, double S) {
+    // Where vectors guess, counts alone confirm a root here too: none depends on how long those beside it search.
+    if (state.searching() && !(State::kGuesses && state.search.confirmed(g, h))) state.search.step_to_end({g, h, S});
     return settle(state);
   }
-  __device__ __attribute__((noinline)) static int take_gap(VectorState<T>& state, T zero, T one, bool last) {
-    if (state.search.flat != 0 || last) state.take_gap(zero, one);
+  __device__ __attribute__((noinline)) static int take_gap(State& state, T zero, T one, bool last) {
+    if (last ? state.in_gap() : state.search.flat != 0) state.take_gap(zero, one);
     return settle(state);
   }
 

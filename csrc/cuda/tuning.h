@@ -240,12 +240,11 @@ class Planner {
     tile(plan);
     share_out(plan, blocks);
     int64_t entries = plan.share * columns;
-    bool busy = int64_t(plan.tiles) * blocks >= 2 * d_.multiprocessors;
+    bool busy = is_busy(plan);
     int most =
         tuning::kSlots * 32 / columns < tuning::kMaxThreads ? tuning::kSlots * 32 / columns : tuning::kMaxThreads;
     plan.shared_bytes = fixed_bytes(columns) + (resident ? int(tile_bytes(plan.share, columns)) : 0);
-    // Two blocks of a multiprocessor, rather than one as large: one works while the other waits for its warps.
-    const bool two = !resident || (busy && 2 * (plan.shared_bytes + 1024) <= d_.shared_per_multiprocessor);
+    const bool two = !resident || pays_twice(plan);
     if (two && most > tuning::kStreamThreads) most = tuning::kStreamThreads;
     int per_thread = busy ? tuning::kBusyEntries : tuning::kIdleEntries;
     plan.threads = threads ? (threads < most ? threads : most) : power_of_two(ceil_div(entries, per_thread), 64, most);
@@ -255,8 +254,21 @@ class Planner {
     return plan;
   }
 
+  // The same for a kernel of whose threads a multiprocessor holds no more than kWideThreads.
+  Plan of_wide_threads(Plan plan) const {
+    const int most = pays_twice(plan) ? tuning::kWideThreads / 2 : tuning::kWideThreads;
+    if (plan.threads > most) plan.threads = most;
+    return plan;
+  }
+
  private:
   static constexpr int64_t kMostBlocks = 1 << 30;
+
+  bool is_busy(const Plan& plan) const { return int64_t(plan.tiles) * plan.blocks >= 2 * d_.multiprocessors; }
+  // Two blocks of a multiprocessor, rather than one as large: one works while the other waits for its warps.
+  bool pays_twice(const Plan& plan) const {
+    return is_busy(plan) && 2 * (plan.shared_bytes + 1024) <= d_.shared_per_multiprocessor;
+  }
 
   Plan common(Regime regime) const {
     Plan plan{};

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from types import FrameType
 from typing import Any, NamedTuple
 
 from ._arrays import WHOLE_BATCH
@@ -55,7 +55,7 @@ def _refuse_workers(data: Any) -> None:
 
 def _called_by(module: str) -> bool:
     """Whether a function of this module has led to the call; LightGBM hands its workers' objectives no data set."""
-    frame: FrameType | None = sys._getframe()
+    frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__") != module:
         frame = frame.f_back
     return frame is not None
