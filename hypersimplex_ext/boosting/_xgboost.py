@@ -59,6 +59,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
 
     objective: Any  # known in training alone
     eval_metric: Any
+    _metric_names: tuple[str, ...] = ()  # likewise
 
     def __init__(
         self,
@@ -105,7 +106,9 @@ class XGBClassifier(_Base):  # type: ignore[misc]
             parameters["min_child_weight"] = _ACTIVE_IN_LEAF * _derivatives.bound(
                 _classifiers.objective_of(self).settings
             )
-        parameters.pop("eval_metric", None)  # training adds those that XGBoost knows
+        parameters.pop("eval_metric", None)
+        if self._metric_names:
+            parameters["eval_metric"] = list(self._metric_names)
         return parameters | {"disable_default_eval_metric": True}
 
     @property
@@ -156,7 +159,9 @@ class XGBClassifier(_Base):  # type: ignore[misc]
                 "eval_metric must have none but XGBoost's own before the last, as XGBoost evaluates those first and "
                 f"takes one other, got {given!r}"
             )
-        self.eval_metric = metrics[0] if len(metrics) == 1 else metrics
+        # XGBoost before 3.1 takes a function as a metric or a list of names, but not both in a list.
+        self._metric_names = tuple(metric for metric in metrics if not callable(metric))
+        self.eval_metric = metrics[-1] if callable(metrics[-1]) else None
         self.objective = objective
         self.__dict__.pop("_labels", None)  # in training classes are 0, 1, ...
         try:
@@ -167,6 +172,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
         finally:
             self.eval_metric = given
             self.objective = None
+            del self._metric_names
         self._labels = classes
         self._on_base_margin = base_margin is not None
         self._trained_on: Objective = objective
