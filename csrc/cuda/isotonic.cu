@@ -151,21 +151,21 @@ __global__ void __launch_bounds__(tuning::kPoolThreads)
       const int left = chunk & ~(2 * run - 1), middle = left + run;
       const int right = left + 2 * run < chunks ? left + 2 * run : chunks;
       const bool exists = live && regular(column) && middle < chunks;
-      if (2 * run <= kWarpSize) {
-        const Seam seam = find_seam<Kind>(own, left, middle, right, 2 * run, exists);
-        warp_barrier();
-        if (exists && chunk < chunks) close_seam<Kind>(own, seam, middle, right, chunk);
-        warp_barrier();
+      const bool by_warps = 2 * run > kWarpSize;  // several close a seam, of which one finds it
+      if (by_warps) block_barrier();
+      Seam seam{};
+      if (!by_warps || chunk - left < kWarpSize)
+        seam = find_seam<Kind>(own, left, middle, right, by_warps ? kWarpSize : 2 * run, exists);
+      if (by_warps) {
+        Seam* const shared = seams_of(team, counts(args)) + left / (2 * run);
+        if (chunk - left < kWarpSize && lane_id() == 0) *shared = seam;
+        block_barrier();
+        seam = *shared;
       } else {
-        Seam* seams = seams_of(team, counts(args)) + left / (2 * run);
-        block_barrier();
-        if (chunk - left < kWarpSize) {
-          const Seam seam = find_seam<Kind>(own, left, middle, right, kWarpSize, exists);
-          if (lane_id() == 0) *seams = seam;
-        }
-        block_barrier();
-        if (exists && chunk < chunks) close_seam<Kind>(own, *seams, middle, right, chunk);
+        warp_barrier();
       }
+      if (exists && chunk < chunks) close_seam<Kind>(own, seam, middle, right, chunk);
+      if (!by_warps) warp_barrier();
     }
     team.barrier();
 
