@@ -297,11 +297,11 @@ struct Search {
     return true;
   }
 
-  // Whether t is likely the root: at the last sweep the mass was wrong by a small part of an entry, so that hardly any
-  // lies between there and t, and a sweep would count the same.
+  // Whether t is likely the root: Newton's step from an end of the bracket, where the mass was wrong by a small part of
+  // an entry, so that hardly any lies between there and t, and a sweep would count the same.
   HYPERSIMPLEX_HOST_DEVICE bool nearly_found() const {
-    const double missing = f_lo < -f_hi ? f_lo : -f_hi;
-    return last_g >= 0 && missing < kNear * (tau * unit());
+    const double below = difference(t, lo), above = difference(hi, t);
+    return last_g >= 0 && (below < above ? below : above) * (last_g - last_h) < kNear * tau;
   }
 
   // A step of a search that ends whatever comes: where it does not settle, bisection alone goes on, which takes as many

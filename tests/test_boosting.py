@@ -169,12 +169,29 @@ def test_layouts_read_only_memory_and_kinds_of_labels():
     wide[:, 1:7:2] = x
     for margins in (fixed, wide[:, 1:7:2], x[::-1].copy()[::-1], x.astype(">f8").astype(np.float64)):
         assert np.array_equal(Objective()(y, margins)[0], due)
-    for labels in (y.astype(np.uint8), y.astype(np.int16), y.tolist(), y[:, None]):
+    packed = np.zeros(len(y), [("y", np.int64), ("w", np.float32)])
+    packed["y"] = y
+    for labels in (y.astype(np.uint8), y.astype(np.int16), y.tolist(), y[:, None], packed["y"]):
         assert np.array_equal(Objective()(labels, x)[0], due)
     binary, margins = problem(2)
     column = Objective()(binary.astype(bool), margins[:, None])[0]
     assert column.shape == (len(binary), 1)
     assert np.array_equal(column[:, 0], Objective()(binary, margins)[0])
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(hessian="bound")])
+def test_large_results_lie_as_the_margins_do(objective):
+    rng = np.random.default_rng(0)
+    wide, y = rng.normal(size=(60_000, 12)), rng.integers(10, size=60_000)
+    x = wide[:, :10]
+    due = objective(y[:500], x[:500].copy())  # of few, for which nothing is done in blocks
+    for margins in (x, np.ascontiguousarray(x), np.asfortranarray(x)):
+        for result in objective(y, margins):
+            assert result.flags.f_contiguous == margins.flags.f_contiguous
+            assert result.flags.c_contiguous != margins.flags.f_contiguous
+    gradient, hessian = objective(np.tile(y[:500], 120), np.tile(x[:500], (120, 1)))
+    np.testing.assert_allclose(gradient, np.tile(due[0], (120, 1)), atol=1e-12)
+    np.testing.assert_allclose(hessian, np.tile(due[1], (120, 1)), atol=0.02)  # 1 - 1 / n_A, of more
 
 
 def test_predictions():

@@ -52,6 +52,17 @@ def test_several_metrics_and_parameters_after_training(classifier):
     assert np.array_equal(model.set_params(learning_rate=0.2, n_jobs=1).predict(x), predictions)
 
 
+def test_no_metric():
+    pytest.importorskip("xgboost", reason="xgboost is not installed")
+    from hypersimplex_ext.boosting import XGBClassifier
+
+    x, y = data(2)
+    model = XGBClassifier(n_estimators=2, n_jobs=1, eval_metric=[]).fit(x, y, eval_set=[(x, y)])
+    assert model.eval_metric == []
+    with pytest.raises(Exception, match="No evaluation result"):  # not that of XGBoost's default metric either
+        model.evals_result()
+
+
 @pytest.mark.parametrize("metrics", [["loss", "auc"], ["loss", "error"], ["auc", "error", "aucpr"]])
 def test_metrics_that_xgboost_would_put_in_another_order(metrics):
     pytest.importorskip("xgboost", reason="xgboost is not installed")

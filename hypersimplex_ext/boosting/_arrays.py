@@ -78,7 +78,7 @@ def memory(like: Array, dtype: Any = None) -> Array:
     if size < _LARGE:
         return np.empty_like(like, dtype)
     block = np.empty((size // _LARGE_PAGE + 2) * _LARGE_PAGE, np.uint8)
-    order: Any = "C" if like.flags.c_contiguous else "F"
+    order: Any = "F" if like.strides[0] < like.strides[-1] else "C"
     placed: Array = np.ndarray(like.shape, dtype, block, -block.ctypes.data % _LARGE_PAGE, order=order)
     return placed
 
@@ -128,7 +128,8 @@ WHOLE_BATCH = (
 
 def _shared(array: Array) -> Tensor:
     """A tensor on the memory of an array, where PyTorch takes it as it is."""
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
+    strided = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    if strided or not array.flags.writeable or not array.dtype.isnative:
         array = np.array(array, dtype=array.dtype.newbyteorder("="))
     return torch.from_numpy(array)
 

@@ -145,7 +145,7 @@ def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[
     Raises:
         ValueError: A margin is infinite, of which Newton's steps would make nan.
     """
-    if x.isinf().any():
+    if any(np.isinf(x.numpy()[rows]).any() for rows in blocks(x.numpy())):
         raise ValueError(
             f"margins must be finite beside sample_weight, got {x[x.isinf()][0]} among {x.numel()} entries"
         )
@@ -154,13 +154,13 @@ def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[
     columns = []
     for c in range(1 if x.ndim == 1 else x.shape[1]):
         x_c = x.numpy() if x.ndim == 1 else x[:, c].numpy()
-        t = (target if x.ndim == 1 else target == c).astype(np.float64)
+        t = (target if x.ndim == 1 else target == c).astype(np.float64, copy=False)
         if arguments.mass_kind == VALUE:
             k = arguments.k
         elif arguments.mass_kind == FRACTION:
             k = float(_loss_composed.whole_part(arguments.k, arguments.sample_weight.sum()))
         else:
-            k = float((s * t).sum())
+            k = _weighted_mass.weighted_sum(s, t)
         columns.append((_weighted_mass.project(x_c, s, k, settings.tau), t))
     return columns
 
@@ -173,11 +173,8 @@ def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> De
     thresholds = []
     for c, (column, t) in enumerate(_columns(x, arguments, settings)):
         g, h = (part if x.ndim == 1 else part[:, c] for part in (gradient.numpy(), hessian.numpy()))
-        g[...] = _weighted_mass.gradient(column, t, s, settings.tau, squared)
-        h[...] = b * s
-        if settings.hessian == "diagonal":
-            least = 1 - settings.floor  # of the share of a sample in the active weight, above which the floor holds
-            h *= settings.floor + (least - np.minimum(s / (column.among or 1.0), least)) * column.active
+        _weighted_mass.gradient(column, t, s, settings.tau, squared, g)
+        _weighted_mass.diagonal(column, s, 1 if settings.hessian == "bound" else settings.floor, b, h)
         thresholds.append(column.threshold)
     _check(torch.tensor(thresholds), x)
     return Derivatives(gradient, hessian)

@@ -161,7 +161,7 @@ class XGBClassifier(_Base):  # type: ignore[misc]
             )
         # XGBoost before 3.1 takes a function as a metric or a list of names, but not both in a list.
         self._metric_names = tuple(metric for metric in metrics if not callable(metric))
-        self.eval_metric = metrics[-1] if callable(metrics[-1]) else None
+        self.eval_metric = next(filter(callable, metrics), None)
         self.objective = objective
         self.__dict__.pop("_labels", None)  # in training classes are 0, 1, ...
         try:
