@@ -17,7 +17,7 @@ NATIVE := $(shell find bench csrc tests/simt -name '*.h' -o -name '*.cpp' -o -na
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/python -m bench.training --data digits
+	$(VENV)/bin/python -m bench.training --data digits --out build/demo
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest --cov --cov-report=term
