@@ -10,6 +10,7 @@ With z = x / tau, p the projection of z, A its active set of a entries, b = 1 / 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -139,8 +140,8 @@ def _diagonal(x: Array, t: Any, a: Any, settings: Settings, b: float) -> Array:
     return diagonal
 
 
-def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[_weighted_mass.Column, Array]]:
-    """The weighted projection of every class, and its targets.
+def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> Iterator[tuple[_weighted_mass.Column, Array]]:
+    """The weighted projection of every class, and its targets, one after the other.
 
     Raises:
         ValueError: A margin is infinite, of which Newton's steps would make nan.
@@ -151,7 +152,6 @@ def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[
         )
     assert arguments.sample_weight is not None
     s, target = arguments.sample_weight.numpy(), arguments.target.numpy()
-    columns = []
     for c in range(1 if x.ndim == 1 else x.shape[1]):
         x_c = x.numpy() if x.ndim == 1 else x[:, c].numpy()
         t = (target if x.ndim == 1 else target == c).astype(np.float64, copy=False)
@@ -161,8 +161,7 @@ def _columns(x: Tensor, arguments: Arguments, settings: Settings) -> list[tuple[
             k = float(_loss_composed.whole_part(arguments.k, arguments.sample_weight.sum()))
         else:
             k = _weighted_mass.weighted_sum(s, t)
-        columns.append((_weighted_mass.project(x_c, s, k, settings.tau), t))
-    return columns
+        yield _weighted_mass.project(x_c, s, k, settings.tau), t
 
 
 def _by_weighted_mass(x: Tensor, arguments: Arguments, settings: Settings) -> Derivatives:
